@@ -1,0 +1,174 @@
+"""Everything about a run that can be known to be wrong before a process is started. One clear line for each."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from verl.trainer.ppo.utils import need_critic, need_reference_policy
+from verl.utils.config import omega_conf_to_dataclass, validate_config
+
+from recipe.trd import prompts
+from recipe.trd.schema import TrdConfig
+from verl_ext import plugin
+
+
+def check(config: DictConfig) -> TrdConfig:
+    """Check configuration, models, tokenisers, data and lengths of a run.
+
+    Args:
+        config: the composed configuration.
+
+    Returns:
+        The `trd` node as dataclasses.
+
+    Raises:
+        ValueError: a setting cannot work; the message says what to change.
+        OSError: a file that the configuration names cannot be read.
+        AssertionError: verl's own check of its keys failed.
+    """
+    _check_process(config)
+    trd: TrdConfig = omega_conf_to_dataclass(config.trd)
+    # Importing the objective registers `loss_mode=trd`, which verl's dataclasses look up.
+    from recipe.trd import objective  # noqa: F401
+
+    validate_config(
+        config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
+    )
+    if config.distillation.enabled:
+        omega_conf_to_dataclass(config.distillation)
+    student = _model("actor_rollout_ref.model.path", config.actor_rollout_ref.model.path)
+    _check_lengths(config, trd, student)
+    _check_data(config)
+    if trd.teacher.weights == "external":
+        teacher = _model("distillation.teacher_models.teacher_model.model_path", _teacher_path(config))
+        _check_same_tokens(student, teacher)
+        _check_teacher_lengths(config, trd, teacher)
+    return trd
+
+
+def _check_process(config: DictConfig) -> None:
+    if not plugin.is_loaded():
+        raise ValueError(
+            "verl did not load the plug-in verl_ext: install this package (pip install -e .) and leave "
+            "VERL_USE_EXTERNAL_PLUGINS unset or at auto"
+        )
+    if (config.trainer.device == "cpu") != plugin.is_cpu_platform():
+        raise ValueError(
+            f"trainer.device={config.trainer.device} with VERL_PLATFORM={os.environ.get('VERL_PLATFORM', '')!r}: "
+            "cluster=cpu needs VERL_PLATFORM=cpu in the environment, and only that"
+        )
+    unset = sorted(str(key) for key in OmegaConf.missing_keys(config) if not str(key).startswith("reward.reward_model"))
+    if unset:
+        raise ValueError(f"not set: {', '.join(unset)}; choose method=, model=, data= and cluster=, or set the keys")
+
+
+def _teacher_path(config: DictConfig) -> str | None:
+    return config.distillation.teacher_models.teacher_model.model_path
+
+
+class _Model:
+    """Configuration and tokenizer of a model that the run will load."""
+
+    def __init__(self, path: str, config: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.path, self.config, self.tokenizer = path, config, tokenizer
+
+
+def _model(key: str, path: str | None) -> _Model:
+    if not path:
+        raise ValueError(f"{key} is not set; choose model=... or set it")
+    try:
+        return _Model(path, AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path))
+    except (OSError, ValueError) as error:
+        hint = "" if Path(path).exists() else " (no such folder here, and no such model could be had from the hub)"
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{key}={path}: no model can be read there{hint}: {reason}") from error
+
+
+def _check_same_tokens(student: _Model, teacher: _Model) -> None:
+    """A response has to be the same token ids for both, and the ids have to mean the same."""
+    ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
+    if ours != theirs:
+        different = next(token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token))
+        raise ValueError(
+            f"student {student.path} and teacher {teacher.path} have different tokenisers (for one, {different!r} is "
+            f"{ours.get(different)} for the student and {theirs.get(different)} for the teacher); distillation on token "
+            "ids needs one vocabulary: choose a teacher of the student's family"
+        )
+    if student.tokenizer.eos_token_id != teacher.tokenizer.eos_token_id:
+        raise ValueError(
+            f"student and teacher end a turn differently ({student.tokenizer.eos_token!r} and "
+            f"{teacher.tokenizer.eos_token!r}); choose checkpoints of one kind (base or instruct)"
+        )
+
+
+def _context_limit(model: _Model) -> int:
+    return int(getattr(model.config, "max_position_embeddings", None) or 2**31)
+
+
+def _check_lengths(config: DictConfig, trd: TrdConfig, student: _Model) -> None:
+    needed = config.data.max_prompt_length + config.data.max_response_length
+    limit = config.actor_rollout_ref.rollout.max_model_len or _context_limit(student)
+    if needed > limit:
+        raise ValueError(
+            f"data.max_prompt_length + data.max_response_length = {needed} tokens do not fit into {limit}: raise "
+            "actor_rollout_ref.rollout.max_model_len (at most the model's max_position_embeddings "
+            f"{_context_limit(student)}) or lower the lengths"
+        )
+    if trd.trajectory == "y_r":
+        prompts.template_path(trd.rewrite.template)
+
+
+def _check_teacher_lengths(config: DictConfig, trd: TrdConfig, teacher: _Model) -> None:
+    inference = config.distillation.teacher_models.teacher_model.inference
+    limit = inference.max_model_len or _context_limit(teacher)
+    contexts = {"the vanilla context": config.data.max_prompt_length + config.data.max_response_length}
+    if trd.trajectory == "y_r":
+        contexts["the refine context"] = trd.rewrite.max_prompt_length + trd.rewrite.max_response_length
+    name, longest = max(contexts.items(), key=lambda item: item[1])
+    # A scoring request generates one token beside what it scores.
+    if longest + 1 > limit:
+        raise ValueError(
+            f"{name} needs {longest + 1} tokens on the teacher's server, which has {limit}: raise "
+            "distillation.teacher_models.teacher_model.inference.max_model_len (at most the teacher's "
+            f"max_position_embeddings {_context_limit(teacher)}), or lower trd.rewrite.max_prompt_length or the lengths of data"
+        )
+    if trd.objective.support == "teacher_topk" and trd.objective.top_k > teacher.config.vocab_size:
+        raise ValueError(
+            f"trd.objective.top_k={trd.objective.top_k} exceeds the vocabulary of {teacher.config.vocab_size}; lower it"
+        )
+    if trd.trajectory == "y_r" and inference.logprobs_mode != "raw_logprobs":
+        raise ValueError(
+            "distillation.teacher_models.teacher_model.inference.logprobs_mode must be raw_logprobs: any other is the "
+            "distribution after sampling parameters, not the teacher's own"
+        )
+
+
+def _files(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else list(value)
+
+
+def _check_data(config: DictConfig) -> None:
+    """Files are there and hold the columns that the run reads."""
+    wanted = {config.data.prompt_key, config.data.reward_fn_key, "reward_model"}
+    for key in ("train_files", "val_files"):
+        for file in _files(config.data[key]):
+            path = Path(file).expanduser()
+            if not path.is_file():
+                raise ValueError(f"data.{key}={file}: no such file; prepare the data first, or set data.{key}")
+            columns = set(_columns(path))
+            if not wanted <= columns:
+                raise ValueError(
+                    f"data.{key}={file} lacks the columns {sorted(wanted - columns)} (it has {sorted(columns)}); verl's "
+                    "format has prompt (chat messages), data_source and reward_model.ground_truth"
+                )
+
+
+def _columns(path: Path) -> list[str]:
+    if path.suffix == ".parquet":
+        from pyarrow import parquet
+
+        return parquet.read_schema(path).names
+    return list(pd.read_json(path, lines=path.suffix == ".jsonl", nrows=1 if path.suffix == ".jsonl" else None).columns)

@@ -1,0 +1,125 @@
+"""The rewrite stage: for one sample, as soon as its y_o is there, ask the teacher for y_r and for its log-probs."""
+
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+from verl.workers.rollout.llm_server import LLMServerClient
+
+from recipe.trd import contexts
+from recipe.trd.contexts import Context, Message
+from recipe.trd.gates import Verdict, judge
+from recipe.trd.schema import TrdConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The teacher's top-k at R positions: ids int32 [R, K], natural log-probs float32 [R, K], best first."""
+
+    ids: np.ndarray
+    log_probs: np.ndarray
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What came of one rewrite."""
+
+    verdict: Verdict
+    context: Context | None
+    """The refine context, None when it did not fit."""
+    y_r_ids: list[int]
+    """What the teacher wrote, whatever the verdict; empty when it was not asked or did not answer."""
+    topk: TopK | None
+    """The teacher's distribution at every token of y_r, when `trd.teacher.scorer=generation`."""
+    started: float
+    ended: float
+    """Unix time, s."""
+
+
+class Teacher:
+    """One sample's requests to the teacher's server. Lives in an agent-loop worker; all methods may run side by side."""
+
+    def __init__(
+        self,
+        *,
+        config: TrdConfig,
+        client: LLMServerClient,
+        tokenizer: PreTrainedTokenizerBase,
+        eos_token_ids: Sequence[int],
+        max_response_length: int,
+        template_kwargs: Mapping[str, Any],
+    ) -> None:
+        self.config = config
+        self.client = client
+        self.tokenizer = tokenizer
+        self.eos_token_ids = tuple(eos_token_ids)
+        self.max_response_length = max_response_length
+        self.template_kwargs = dict(template_kwargs)
+
+    def vanilla_context(self, raw_prompt: Sequence[Message]) -> Context:
+        """Context x in the teacher's chat template."""
+        return contexts.vanilla(self.tokenizer, raw_prompt, self.template_kwargs)
+
+    async def rewrite(self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int]) -> Rewrite:
+        """Ask for y_r under the refine context and judge it. A server that fails is a verdict, not an exception."""
+        settings = self.config.rewrite
+        started = time.time()
+        context = contexts.refine(
+            self.tokenizer,
+            raw_prompt,
+            y_o_ids,
+            template=settings.template,
+            max_length=settings.max_prompt_length,
+            template_kwargs=self.template_kwargs,
+        )
+        if context is None:
+            return Rewrite(Verdict.PROMPT_TOO_LONG, None, [], None, started, time.time())
+        topk = self.config.objective.top_k if self.config.teacher.scorer == "generation" else None
+        sampling_params = {
+            "max_tokens": settings.max_response_length,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+        }
+        try:
+            # The teacher's server always takes the top-k path: it alone reports why generation ended.
+            output = await self.client.generate(
+                request_id=uuid4().hex, prompt_ids=context.ids, sampling_params=sampling_params, topk=topk or 1
+            )
+        except Exception:
+            # The network boundary: the sample falls back, the failure is counted, the watchdog looks after the server.
+            logger.exception("the teacher's server failed on a rewrite")
+            return Rewrite(Verdict.FAILED, context, [], None, started, time.time())
+        y_r_ids = list(output.token_ids)
+        verdict = judge(
+            y_r_ids,
+            finish_reason=output.extra_fields["finish_reason"],
+            eos_token_ids=self.eos_token_ids,
+            max_length=self.max_response_length,
+        )
+        rows = TopK(output.extra_fields["topk_ids"], output.extra_fields["topk_log_probs"]) if topk else None
+        return Rewrite(verdict, context, y_r_ids, rows, started, time.time())
+
+    async def score(self, context_ids: Sequence[int], response_ids: Sequence[int]) -> TopK:
+        """The teacher's top-k at every response token, by one forward pass over context and response (scorer `prefill`).
+
+        Raises:
+            Exception: whatever the server raised, or RuntimeError when it aborted.
+        """
+        output = await self.client.generate(
+            request_id=uuid4().hex,
+            prompt_ids=[*context_ids, *response_ids],
+            sampling_params={},
+            topk=self.config.objective.top_k,
+            score_from=len(context_ids),
+        )
+        if output.stop_reason == "aborted":
+            raise RuntimeError("the teacher's server aborted a scoring request")
+        return TopK(output.extra_fields["topk_ids"], output.extra_fields["topk_log_probs"])

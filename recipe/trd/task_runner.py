@@ -1,0 +1,37 @@
+"""verl's task runner with this recipe registered in its process."""
+
+from typing import Any
+
+import ray
+from omegaconf import DictConfig
+from verl.trainer.main_ppo import TaskRunnerV1
+
+from recipe.trd import objective, trainer  # noqa: F401  both register with verl
+from verl_ext import resources, topk_server, watchdog
+
+
+class TrdTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
+    """Runs verl's own `run`; which trainer, agent loop and loss it picks is configuration."""
+
+    def run(self, config: DictConfig) -> None:
+        """Train to the end. Ends with an exception when resources are missing or a server dies."""
+        resources.wait_until_available(resources.required(config))
+        if config.trd.trajectory == "y_r":
+            topk_server.register()
+        self._watchdog = watchdog.Watchdog(interval_s=config.trd.health_interval_s, servers=self._servers)
+        super().run(config)
+        self._watchdog.stop()
+
+    def _servers(self) -> list[Any]:
+        """Handles of the vLLM servers that are up."""
+        if self.trainer is None:
+            return []
+        replicas = list(getattr(getattr(self.trainer, "llm_server_manager", None), "rollout_replicas", []))
+        for manager in getattr(getattr(self.trainer, "teacher_model_manager", None), "teacher_model_managers", {}).values():
+            replicas += manager.rollout_replicas
+        return [server for replica in replicas for server in replica.servers]
+
+
+def remote_class() -> Any:
+    """The Ray actor class for `verl.trainer.main_ppo.run_ppo`."""
+    return ray.remote(TrdTaskRunner)

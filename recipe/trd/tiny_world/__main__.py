@@ -1,0 +1,41 @@
+"""Build the tiny world: `python -m recipe.trd.tiny_world [key=value ...]`; keys: `configs/tiny_world.yaml`."""
+
+import json
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from recipe.trd.tiny_world.build import CARD, build_world
+from recipe.trd.tiny_world.schema import TinyWorldConfig, from_mapping
+
+_CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
+
+
+def summary(card: dict[str, dict[str, float]]) -> Table:
+    """The numbers of a card that tell whether a world is usable."""
+    table = Table("measured", "value")
+    for name, accuracy in card["accuracy"].items():
+        table.add_row(f"accuracy {name}", f"{accuracy:.3f}")
+    for name, tokens in card["tokens_max"].items():
+        table.add_row(f"longest {name}", f"{tokens} tokens")
+    for name, seconds in card["seconds"].items():
+        table.add_row(f"build {name}", f"{seconds:.1f} s")
+    return table
+
+
+@hydra.main(config_path=str(_CONFIG_DIR), config_name="tiny_world", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Build what is missing and print what the world is like."""
+    console = Console()
+    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert isinstance(values, dict)
+    out = build_world(from_mapping(TinyWorldConfig, {str(key): value for key, value in values.items()}), console)
+    console.print(summary(json.loads((out / CARD).read_text(encoding="utf-8"))))
+    console.print(f"tiny world: {out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The build: which stages there are, what each depends on, and how they run. Imports torch only if a stage must run."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from recipe.trd.prompts import TEMPLATE_DIR
+from recipe.trd.tiny_world.cache import Stage, building, content_key, exclusive, is_built
+from recipe.trd.tiny_world.schema import TinyWorldConfig
+
+CARD = "world.json"
+
+_HERE = Path(__file__).parent
+
+_TEXT_SOURCES = (
+    _HERE / "problems.py",
+    _HERE / "examples.py",
+    TEMPLATE_DIR.parent / "prompts.py",
+    TEMPLATE_DIR / "tiny_refine.jinja",
+    TEMPLATE_DIR / "tiny_privileged.jinja",
+)
+_DATA_SOURCES = (_HERE / "problems.py", _HERE / "splits.py")
+_MODEL_SOURCES = (*_TEXT_SOURCES, *_DATA_SOURCES, _HERE / "training.py", _HERE / "models.py")
+_EVALUATION_SOURCES = (_HERE / "sampling.py", _HERE / "evaluation.py", _HERE / "card.py")
+
+
+def plan(config: TinyWorldConfig) -> list[Stage]:
+    """Stages of a build in the order in which they run."""
+    common: dict[str, object] = {"seed": config.seed, "world": asdict(config.world)}
+    tokenizer = Stage(
+        "tokenizer",
+        content_key(
+            config=common | _versions("transformers", "tokenizers"),
+            sources=(*_TEXT_SOURCES, _HERE / "tokenizer.py"),
+            upstream=(),
+        ),
+        ("tokenizer",),
+    )
+    data = Stage(
+        "data",
+        content_key(config=common | {"data": asdict(config.data)}, sources=_DATA_SOURCES, upstream=()),
+        ("train.parquet", "tuning.parquet", "held_out.parquet"),
+    )
+    # The size of the training split is not in here: models are trained on fresh problems.
+    measured = {"num_tuning": config.data.num_tuning, "num_held_out": config.data.num_held_out}
+    training = common | measured | {"max_position_embeddings": config.max_position_embeddings}
+    models = [
+        Stage(
+            role,
+            content_key(
+                config=training | {role: asdict(role_config)} | _versions("torch", "transformers"),
+                sources=_MODEL_SOURCES,
+                upstream=(tokenizer.key,),
+            ),
+            (role,),
+        )
+        for role, role_config in (("teacher", config.teacher), ("student", config.student))
+    ]
+    stages = [tokenizer, data, *models]
+    evaluation = Stage(
+        "evaluation",
+        content_key(
+            config={"evaluation": asdict(config.evaluation)},
+            sources=_EVALUATION_SOURCES,
+            upstream=[stage.key for stage in stages],
+        ),
+        (CARD,),
+    )
+    return [*stages, evaluation]
+
+
+def _versions(*packages: str) -> dict[str, str]:
+    return {package: version(package) for package in packages}
+
+
+def build_world(config: TinyWorldConfig, console: Console) -> Path:
+    """Build what is missing or out of date.
+
+    Returns:
+        The folder of the world, absolute.
+
+    Raises:
+        ValueError: the teacher does not reach `evaluation.min_rewrite_accuracy`.
+    """
+    out = Path(config.out).resolve()
+    stages = plan(config)
+    with exclusive(out), _progress_bars(console) as progress:
+        if not all(is_built(out, stage) for stage in stages):
+            # The card says that a world is whole: others wait for it, and an old one must not outlive its models.
+            (out / CARD).unlink(missing_ok=True)
+        for index, stage in enumerate(stages):
+            task = progress.add_task(stage.name, total=1, note="")
+            if is_built(out, stage):
+                progress.update(task, completed=1, note="cached")
+                continue
+            progress.update(task, note="loading libraries")
+            _run(stage, config, out, finished=stages[:index], report=_report_to(progress, task))
+    return out
+
+
+def _progress_bars(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, console=console)
+
+
+def _report_to(progress: Progress, task: TaskID) -> Callable[[int, int, str], None]:
+    def report(done: int, total: int, note: str) -> None:
+        progress.update(task, completed=done, total=total, note=note)
+
+    return report
+
+
+def _run(
+    stage: Stage,
+    config: TinyWorldConfig,
+    out: Path,
+    *,
+    finished: Sequence[Stage],
+    report: Callable[[int, int, str], None],
+) -> None:
+    from recipe.trd.tiny_world.stages import BUILDERS, StageInputs
+
+    with building(out, stage) as folder:
+        BUILDERS[stage.name](StageInputs(config=config, out=out, folder=folder, finished=finished, report=report))

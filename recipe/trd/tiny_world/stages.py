@@ -1,0 +1,85 @@
+"""What each stage of the build makes. Imported only when a stage must run, because it imports torch."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
+
+from recipe.trd.tiny_world.cache import Stage
+from recipe.trd.tiny_world.card import build_card
+from recipe.trd.tiny_world.models import train_student, train_teacher
+from recipe.trd.tiny_world.schema import TinyWorldConfig
+from recipe.trd.tiny_world.splits import draw_splits, write_parquet
+from recipe.trd.tiny_world.tokenizer import build_tokenizer
+from recipe.trd.tiny_world.training import keep_freed_memory
+
+
+@dataclass(frozen=True)
+class StageInputs:
+    """What a stage may use: the configuration, the outputs of finished stages in `out`, an empty `folder` for its own.
+
+    `report` takes the work done, all the work (same unit), and a note for the progress bar.
+    """
+
+    config: TinyWorldConfig
+    out: Path
+    folder: Path
+    finished: Sequence[Stage]
+    report: Callable[[int, int, str], None]
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The finished tokenizer."""
+        return AutoTokenizer.from_pretrained(self.out / "tokenizer")
+
+
+def _build_tokenizer(inputs: StageInputs) -> None:
+    tokenizer = build_tokenizer(inputs.config.world, inputs.config.seed)
+    tokenizer.save_pretrained(inputs.folder / "tokenizer")
+    inputs.report(1, 1, f"{len(tokenizer)} tokens")
+
+
+def _build_data(inputs: StageInputs) -> None:
+    splits = draw_splits(inputs.config)
+    for split, problems in splits.items():
+        write_parquet(problems, split=split, path=inputs.folder / f"{split}.parquet")
+    inputs.report(1, 1, f"{sum(map(len, splits.values()))} problems")
+
+
+def _build_teacher(inputs: StageInputs) -> None:
+    _prepare_torch(inputs.config.threads)
+    _save_model(inputs, "teacher", train_teacher(inputs.config, inputs.tokenizer(), report=inputs.report))
+
+
+def _build_student(inputs: StageInputs) -> None:
+    _prepare_torch(inputs.config.threads)
+    _save_model(inputs, "student", train_student(inputs.config, inputs.tokenizer(), report=inputs.report))
+
+
+def _save_model(inputs: StageInputs, role: str, model: Qwen3ForCausalLM) -> None:
+    model.save_pretrained(inputs.folder / role)
+    inputs.tokenizer().save_pretrained(inputs.folder / role)
+
+
+def _prepare_torch(threads: int) -> None:
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    transformers.logging.disable_progress_bar()
+
+
+def _build_evaluation(inputs: StageInputs) -> None:
+    _prepare_torch(inputs.config.threads)
+    card = build_card(inputs.config, inputs.out, finished=inputs.finished, report=inputs.report)
+    (inputs.folder / "world.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+BUILDERS: dict[str, Callable[[StageInputs], None]] = {
+    "tokenizer": _build_tokenizer,
+    "data": _build_data,
+    "teacher": _build_teacher,
+    "student": _build_student,
+    "evaluation": _build_evaluation,
+}

@@ -1,0 +1,75 @@
+"""verl's synchronous trainer with the objective of this recipe; registered with verl as `trd`."""
+
+from typing import Any
+
+import ray
+import transfer_queue as tq
+from transfer_queue import KVBatchMeta
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from recipe.trd import advantage, records, rollout_dump  # noqa: F401  advantage registers itself
+from recipe.trd.reporting import Reporting
+from recipe.trd.worker import TrdWorker
+
+
+@register_trainer("upstream")
+class UpstreamTrainer(Reporting, PPOTrainerSync):
+    """verl's own trainer, reported on: `grpo` and `opd`."""
+
+
+@register_trainer("trd")
+class TrdTrainer(Reporting, PPOTrainerSync):
+    """Trains on rewritten trajectories; every method whose loss is `recipe.trd.objective`."""
+
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        for role in (Role.ActorRollout, Role.ActorRolloutRef):
+            if role in self.role_worker_mapping:
+                self.role_worker_mapping[role] = ray.remote(TrdWorker)
+
+    def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
+        # A supervised divergence compares with the teacher, not with the policy that rolled out: a whole forward saved.
+        return batch
+
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
+    ) -> None:
+        self._records = self._fetch_records(batch)
+        metrics.update(records.step_metrics(self._records))
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+
+    def _fetch_records(self, batch: KVBatchMeta) -> list[dict[str, Any]]:
+        """Records of the step's samples, padding rows left out, each with its key, prompt, reward and truth."""
+        data = tq.kv_batch_get(
+            keys=batch.keys,
+            partition_id=batch.partition_id,
+            select_fields=["extra_fields", "prompts", "rm_scores", "reward_model"],
+        )
+        columns = zip(
+            batch.keys,
+            batch.tags,
+            data["extra_fields"].tolist(),
+            data["prompts"].unbind(),
+            data["rm_scores"].unbind(),
+            data["reward_model"].tolist(),
+            strict=True,
+        )
+        return [
+            {
+                **extra["trd"],
+                "uid": key,
+                "prompt_ids": prompt.tolist(),
+                "reward": float(scores.sum()),
+                "ground_truth": truth.get("ground_truth"),
+            }
+            for key, tag, extra, prompt, scores, truth in columns
+            if not tag.get("is_padding", False)
+        ]
+
+    def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict[str, float], rollout_data_dir: str) -> None:
+        rows = rollout_dump.rows(self._records, tokenizer=self.tokenizer, step=self.global_steps)
+        self._dump_futures.append(
+            self._dump_executor.submit(rollout_dump.write, rows, folder=rollout_data_dir, step=self.global_steps)
+        )
