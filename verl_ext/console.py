@@ -86,7 +86,7 @@ def capture(log_file: Path) -> Iterator[None]:
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     ray_was_up = _ray_is_up()
-    with log_file.open("a", encoding="utf-8", buffering=1) as log:
+    with log_file.open("a", encoding="utf-8", errors="backslashreplace", buffering=1) as log:
         console = _Console(log=log, stdout=sys.stdout, stderr=sys.stderr)
         with _redirected(console), _without_merging():
             try:
@@ -135,13 +135,12 @@ class _Console:
         self.last_line_at = time.monotonic()
         self._write_log(f"{datetime.now():%H:%M:%S} ({origin}) {text}\n")
         if MARKER in text:
-            print(text.split(MARKER, 1)[1], file=self.stdout, flush=True)
+            _print(text.split(MARKER, 1)[1], stream=self.stdout)
         elif not self.muted and not self._continues(origin, text):
             self._classify(origin, text)
 
     def _classify(self, origin: str, text: str) -> None:
         self.blocks.pop(origin, None)
-        # A warning may quote an error ("engine is not available: ModuleNotFoundError(...)"), so it is asked first.
         if _HARMLESS.search(text):
             return
         if _TRACEBACK.search(text):
@@ -149,10 +148,10 @@ class _Console:
         elif origin.startswith(("raylet", "autoscaler")):
             # Few, and the only sign of a worker killed for memory or of resources that will never be there.
             self.blocks[origin] = _Block(open_traceback=False, shown=self._emit(origin, [text]))
-        elif _WARNING.search(text) and "NCCL WARN" not in text:
-            self.warnings.add(_NUMBERS.sub("#", text))
-        elif _ERROR.search(text):
+        elif _is_error(text):
             self.blocks[origin] = _Block(open_traceback=False, shown=self._emit(origin, [text]))
+        elif _WARNING.search(text):
+            self.warnings.add(_NUMBERS.sub("#", text))
 
     def _continues(self, origin: str, text: str) -> bool:
         """Whether the line belongs to the error before it; then it is dealt with."""
@@ -162,7 +161,7 @@ class _Console:
         is_indented = not text.strip() or text[0].isspace()
         if not block.open_traceback:
             if is_indented and block.shown and text.strip():
-                self._print(origin, text)
+                _print(_with_origin(origin, text), stream=self.stderr)
             return is_indented
         # A traceback is held back until the line that names its exception: then a repetition is known as one.
         block.lines.append(text)
@@ -179,13 +178,10 @@ class _Console:
             return False
         self.seen.add(key)
         for line in lines:
-            self._print(origin, line)
+            _print(_with_origin(origin, line), stream=self.stderr)
         # Of a traceback its last line is the error.
         self.last_errors.append(_with_origin(origin, lines[-1]))
         return True
-
-    def _print(self, origin: str, text: str) -> None:
-        print(_with_origin(origin, text), file=self.stderr, flush=True)
 
     def _write_log(self, line: str) -> None:
         try:
@@ -193,7 +189,7 @@ class _Console:
         except OSError as error:
             # A full disk must neither stop the run nor hide it.
             if not self.muted:
-                print(f"The log file cannot be written ({error}); line: {line}", end="", file=self.stderr)
+                _print(f"The log file cannot be written ({error}); line: {line.rstrip()}", stream=self.stderr)
 
     def drain(self) -> None:
         """Wait until no line has come for a moment; then show what was held back."""
@@ -213,16 +209,33 @@ class _Console:
 
     def print_failure(self, log_file: Path) -> None:
         """Print the last error lines and where the rest is."""
+        errors = [f"  {line:.240}" for line in self.last_errors]
+        counts = f"repeated errors ({self.num_repeated}), different warnings ({len(self.warnings)})"
+        lines = [
+            "-" * 80,
+            "The run failed. Last errors that its processes reported:" if errors else "The run failed.",
+            *errors,
+            f"Not shown: {counts}. They are, with all the rest, in",
+            f"  {log_file}",
+            "-" * 80,
+        ]
         with self.lock:
-            print("-" * 80, file=self.stderr)
-            if self.last_errors:
-                print("The run failed. Last errors that its processes reported:", file=self.stderr)
-                print(*(f"  {line:.240}" for line in self.last_errors), sep="\n", file=self.stderr)
-            else:
-                print("The run failed; no process reported an error before.", file=self.stderr)
-            counts = f"repeated errors ({self.num_repeated}), different warnings ({len(self.warnings)})"
-            print(f"Not shown: {counts}. They are, with all the rest, in\n  {log_file}", file=self.stderr)
-            print("-" * 80, file=self.stderr, flush=True)
+            for line in lines:
+                _print(line, stream=self.stderr)
+
+
+def _is_error(text: str) -> bool:
+    """Whether a line reports an error. A warning may quote one, and an error a warning: what comes first counts."""
+    error, warning = _ERROR.search(text), _WARNING.search(text)
+    if error is None:
+        return False
+    return warning is None or error.start() <= warning.start()
+
+
+def _print(line: str, *, stream: TextIO) -> None:
+    # A character that the terminal does not have must not end the thread in which Ray prints.
+    encoding = stream.encoding or "utf-8"
+    print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
 
 
 def _with_origin(origin: str, text: str) -> str:
@@ -257,10 +270,10 @@ class _Stream(io.TextIOBase):
 
     def write(self, text: str) -> int:
         """Take part of a line, a line or several; `print` in several threads does not mix their lines."""
-        if not self._is_open:
-            return self._original.write(text)
         thread = threading.get_ident()
         with self._console.lock:
+            if not self._is_open:
+                return self._original.write(text)
             *lines, rest = (self._unfinished.pop(thread, "") + text).split("\n")
             if rest:
                 self._unfinished[thread] = rest

@@ -12,7 +12,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils import hf_tokenizer
 from verl.utils.config import omega_conf_to_dataclass
 
-from recipe.trd import alignment
+from recipe.trd import alignment, objective  # noqa: F401  verl looks its loss up in every process
 from recipe.trd.gates import Verdict
 from recipe.trd.records import SampleRecord
 from recipe.trd.rewrite import Rewrite, Teacher, TopK

@@ -50,10 +50,10 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         columns = zip(
             batch.keys,
             batch.tags,
-            data["extra_fields"].tolist(),
+            _as_list(data["extra_fields"]),
             data["prompts"].unbind(),
             data["rm_scores"].unbind(),
-            data["reward_model"].tolist(),
+            _as_list(data["reward_model"]),
             strict=True,
         )
         return [
@@ -73,3 +73,8 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         self._dump_futures.append(
             self._dump_executor.submit(rollout_dump.write, rows, folder=rollout_data_dir, step=self.global_steps)
         )
+
+
+def _as_list(column: Any) -> list[Any]:
+    """A column of Python objects as a list; TransferQueue hands it out as a list or as a NonTensorStack."""
+    return column.tolist() if hasattr(column, "tolist") else list(column)

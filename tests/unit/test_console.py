@@ -1,3 +1,4 @@
+import io
 import logging
 import os
 import re
@@ -76,6 +77,7 @@ def test_noise_of_a_healthy_run_is_only_in_the_file(terminal_after, tmp_path):
         "Fatal Python error: Segmentation fault",
         "AssertionError",
         "Stack (most recent call first):",
+        "ERROR 11-22 08:15:08 [core.py:842] UserWarning raised as an error",
     ],
 )
 def test_error_lines_are_shown_with_their_origin(terminal_after, line):
@@ -161,6 +163,15 @@ def test_python_logging_goes_to_the_file_and_back(capsys, tmp_path):
     assert "quiet please" in (tmp_path / "log.txt").read_text()
     assert capsys.readouterr().err == "aloud\n"
     assert (sys.stdout, sys.stderr) == before
+
+
+def test_characters_that_the_terminal_lacks_are_replaced(monkeypatch, tmp_path):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    with console.capture(tmp_path / "log.txt"):
+        console.show("y_o → y_r \udc80")
+    assert terminal.buffer.getvalue() == b"y_o ? y_r ?\n"
+    assert "y_o → y_r \\udc80" in (tmp_path / "log.txt").read_text()
 
 
 def test_full_disk_neither_stops_nor_hides_the_run(capsys, tmp_path, monkeypatch):
