@@ -1,8 +1,8 @@
 """Exact divergences between a teacher and a student at every token, with the gradient formed in the forward pass.
 
-A divergence is additive over rows, and what a row will be multiplied with in the loss is only known in the backward pass;
-so the forward pass keeps d(divergence)/d(logits) in the logits' own dtype, and the backward pass scales its rows. Beside
-that one [N, V] tensor, memory is that of one chunk of rows in float32.
+A divergence is additive over rows, and what a row will be multiplied with in the loss is only known in the backward
+pass; so the forward pass keeps d(divergence)/d(logits) in the logits' own dtype, and the backward pass scales its
+rows. Beside that one [N, V] tensor, memory is that of one chunk of rows in float32.
 """
 
 from typing import Any
@@ -19,9 +19,9 @@ def forward_kl_topk(*, student_logits: Tensor, teacher_ids: Tensor, teacher_log_
 
         sum_{v in top-k} p_T(v) (log p_T(v) - log p_S(v)) + r_T (log r_T - log r_S),   r = 1 - sum_{v in top-k} p(v)
 
-    By the data-processing inequality this is a lower bound of the KL over the whole vocabulary, it is >= 0, it is 0 where
-    both agree on the top-k, and for k = V it is that KL. The student's bucket is a log-sum-exp over its own tokens outside
-    the top-k, not 1 - sum, so nothing cancels when the student is certain.
+    By the data-processing inequality this is a lower bound of the KL over the whole vocabulary, it is >= 0, it is 0
+    where both agree on the top-k, and for k = V it is that KL. The student's bucket is a log-sum-exp over its own
+    tokens outside the top-k, not 1 - sum, so nothing cancels when the student is certain.
 
     Args:
         student_logits: [N, V], any float type; gradient flows here. Rows already divided by the temperature.
@@ -36,7 +36,8 @@ def forward_kl_topk(*, student_logits: Tensor, teacher_ids: Tensor, teacher_log_
     Raises:
         ValueError: shapes differ, or K exceeds V.
 
-    Source: forward KL of TRD, arXiv 2606.08432; the bucket makes a top-k support a distribution again (verl issue 7856).
+    Source: forward KL of TRD, arXiv 2606.08432; the bucket makes a top-k support a distribution again (verl issue
+    7856).
     """
     num_rows, vocab_size = student_logits.shape
     if teacher_ids.shape != teacher_log_probs.shape or teacher_ids.shape[0] != num_rows:
@@ -103,7 +104,8 @@ def _forward_kl_topk_rows(logits: Tensor, ids: Tensor, teacher_log_probs: Tensor
     teacher_entropy = -_x_log_x(teacher_probs).sum(-1) - _x_log_x(teacher_rest)
     divergence = cross_entropy - teacher_rest * student_log_rest - teacher_entropy
 
-    # d/dlogits: total teacher mass * p_S, minus the teacher's mass on each token, the bucket's spread as the student's is.
+    # d/dlogits: total teacher mass * p_S, minus the teacher's mass on each token, the bucket's spread as the
+    # student's is.
     gradient = student_probs * (teacher_mass + teacher_rest).unsqueeze(-1)
     gradient.scatter_add_(-1, ids, -teacher_probs)
     rest_probs = torch.where(teacher_rest.unsqueeze(-1) > 0, (outside - rest_log_z).exp_(), torch.zeros_like(outside))

@@ -4,7 +4,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -48,12 +48,9 @@ def _marked(run_id: str) -> list[psutil.Process]:
     return found
 
 
-@contextmanager
-def _gone_is_fine() -> Iterator[None]:
-    try:
-        yield
-    except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-        pass
+def _gone_is_fine() -> suppress:
+    """A process may end while it is looked at, or belong to somebody else."""
+    return suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
 def remove_stale_shared_memory(folder: Path = Path("/dev/shm")) -> list[Path]:

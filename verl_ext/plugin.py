@@ -1,8 +1,8 @@
 """Entry points of the package: what has to be registered, in which process, and when.
 
 `verl.plugins` imports this module inside `import verl`, in the driver, every Ray actor and every vLLM process that
-imports verl. verl swallows an exception of a plug-in, so `recipe.trd.main` asks `is_loaded()` before it starts anything.
-`vllm.general_plugins` calls `register_vllm` in vLLM's engine and worker processes.
+imports verl. verl swallows an exception of a plug-in, so `recipe.trd.main` asks `is_loaded()` before it starts
+anything. `vllm.general_plugins` calls `register_vllm` in vLLM's engine and worker processes.
 """
 
 import os

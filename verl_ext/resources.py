@@ -50,7 +50,7 @@ def wait_until_available(needed: dict[str, float], *, timeout_s: float = 60.0) -
             wanted = ", ".join(f"{units:g} {name} (has {have.get(name, 0):g})" for name, units in missing.items())
             raise RuntimeError(
                 f"the Ray cluster lacks resources for this run: it needs {wanted}. Add nodes, or lower "
-                "trainer.n_gpus_per_node, distillation.n_gpus_per_node or the numbers of workers; on a CPU machine raise "
-                "ray_kwargs.ray_init.num_cpus and num_gpus, which are logical there"
+                "trainer.n_gpus_per_node, distillation.n_gpus_per_node or the numbers of workers; on a CPU machine "
+                "raise ray_kwargs.ray_init.num_cpus and num_gpus, which are logical there"
             )
         time.sleep(1.0)

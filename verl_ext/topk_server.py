@@ -1,9 +1,9 @@
 """verl's vLLM server, and beside its own answers the top-k log-probs of what it generates or of what it is shown.
 
-verl asks vLLM for one log-prob a generated token and unpacks prompt log-probs from dictionaries. Here they are flat arrays
-without detokenisation: top-k of generated tokens is then as cheap as generation alone, so a teacher that writes y_r has
-scored it as well. With `logprobs_mode=raw_logprobs` they are the model's own distribution at temperature 1, whatever
-temperature, top-p or top-k the tokens were drawn with.
+verl asks vLLM for one log-prob a generated token and unpacks prompt log-probs from dictionaries. Here they are flat
+arrays without detokenisation: top-k of generated tokens is then as cheap as generation alone, so a teacher that
+writes y_r has scored it as well. With `logprobs_mode=raw_logprobs` they are the model's own distribution at
+temperature 1, whatever temperature, top-p or top-k the tokens were drawn with.
 """
 
 from typing import Any
@@ -81,23 +81,22 @@ class TopKServer(vLLMHttpServer):
         """The final output of one request that respects verl's gate around weight updates; None when it was refused."""
         if await self._park_until_admitted(request_id) is not None:
             return None
-        final = None
+        result = None
         try:
             prompt = TokensPrompt(prompt_token_ids=list(prompt_ids))
-            async for final in self.engine.generate(
-                prompt=prompt, sampling_params=sampling_params, request_id=request_id
-            ):
-                pass
+            requests = self.engine.generate(prompt=prompt, sampling_params=sampling_params, request_id=request_id)
+            async for output in requests:
+                result = output
         finally:
             self._admitting -= 1
-        return final
+        return result
 
 
 def unpack_topk(logprobs: FlatLogprobs, topk: int, first_position: int) -> tuple[np.ndarray, np.ndarray]:
     """Arrays of the top-k of every position from `first_position` on.
 
-    vLLM puts the token that stands at a position first, then the K best: K + 1 entries a position (the first prompt token
-    has none).
+    vLLM puts the token that stands at a position first, then the K best: K + 1 entries a position (the first prompt
+    token has none).
 
     Args:
         logprobs: vLLM's flat container of one request.

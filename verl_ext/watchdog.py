@@ -63,8 +63,8 @@ class Watchdog:
 
     def _end_run(self, reason: str) -> None:
         show(
-            f"ERROR a vLLM server died: {reason}. The run ends here; start it again with the same command, it resumes from "
-            "its last checkpoint"
+            f"ERROR a vLLM server died: {reason}. The run ends here; start it again with the same command, it "
+            "resumes from its last checkpoint"
         )
         # The main thread may be blocked in native code, so no exception would reach it.
         traceback.print_stack()

@@ -110,9 +110,7 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         if topk is None:
             record.trained_on = "none"
             output.response_mask = [0] * num_response
-            rows = alignment.no_rows(
-                num_prompt=num_prompt, num_response=num_response, top_k=self.trd.objective.top_k
-            )
+            rows = alignment.no_rows(num_prompt=num_prompt, num_response=num_response, top_k=self.trd.objective.top_k)
         else:
             rows = alignment.to_student_rows(topk, num_prompt=num_prompt, num_response=num_response)
         output.extra_fields["teacher_ids"], output.extra_fields["teacher_logprobs"] = rows

@@ -1,7 +1,7 @@
 """The teacher's rows at the student's positions.
 
-The teacher's context is longer than the student's prompt, the response is the same. verl's engine wants one row for each
-position of the student's sequence, where row t belongs to the prediction of token t + 1.
+The teacher's context is longer than the student's prompt, the response is the same. verl's engine wants one row for
+each position of the student's sequence, where row t belongs to the prediction of token t + 1.
 """
 
 import torch

@@ -20,7 +20,9 @@ class Verdict(StrEnum):
     """The teacher's server refused, aborted or died."""
 
 
-def judge(y_r_ids: Sequence[int], *, finish_reason: str | None, eos_token_ids: Sequence[int], max_length: int) -> Verdict:
+def judge(
+    y_r_ids: Sequence[int], *, finish_reason: str | None, eos_token_ids: Sequence[int], max_length: int
+) -> Verdict:
     """Verdict on the token ids that the teacher returned.
 
     Args:

@@ -5,66 +5,98 @@ Composes the configuration, checks everything that can be checked without starti
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import hydra
+import psutil
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
+
+REFUSED, FAILED, INTERRUPTED = 2, 1, 130
+"""Exit codes: the configuration cannot work; the run failed; Ctrl-C."""
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name="trd_trainer", version_base=None)
 def main(config: DictConfig) -> None:
-    """Check, train, summarise. Exits with 2 on a setting that cannot work, with 1 when the run failed."""
+    """Check, train, summarise; the exit code says how it went."""
     # Imported here, so that `--help` and `--cfg` answer at once.
+    from recipe.trd import run_folder
+    from verl_ext import leftovers
+
+    run_dir = Path(config.trainer.default_local_dir).absolute()
+    config.trainer.default_local_dir = str(run_dir)
+    run_folder.prepare(run_dir, resume=config.trainer.resume_mode != "disable")
+    leftovers.remove_stale_shared_memory()
+    with leftovers.process_guard():
+        code = run(config, run_dir)
+    if code == 0:
+        from recipe.trd import summary
+
+        summary.report(run_dir)
+    raise SystemExit(code)
+
+
+def run(config: DictConfig, run_dir: Path) -> int:
+    """Check the configuration, then run verl on it, with a readable terminal.
+
+    Args:
+        config: composed; resolved in place.
+        run_dir: exists; gets `log.txt` with everything that was printed.
+
+    Returns:
+        Exit code.
+    """
+    from verl_ext import console
+
+    refusal = None
+    try:
+        with console.capture(run_dir / "log.txt"):
+            refusal = check(config)
+            if refusal is None:
+                train(config, run_dir)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted; the same command resumes from the last checkpoint in {run_dir}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        cause = getattr(error, "cause", None) or error
+        reason = next((line for line in str(cause).splitlines() if line.strip()), "")
+        print(f"the run failed: {type(cause).__name__}: {reason}", file=sys.stderr)
+        return FAILED
+    if refusal is not None:
+        print(f"cannot start: {refusal}", file=sys.stderr)
+        return REFUSED
+    return 0
+
+
+def check(config: DictConfig) -> str | None:
+    """Why this configuration cannot work, in one line; None when it can."""
+    from omegaconf.errors import OmegaConfBaseException
+
     from recipe.trd import preflight
 
     try:
         preflight.check(config)
-    except (ValueError, OSError, OmegaConfBaseException, AssertionError, NotImplementedError) as error:
-        print(f"cannot start: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    raise SystemExit(train(config))
+    except (ValueError, OSError, AssertionError, NotImplementedError, OmegaConfBaseException) as error:
+        return " ".join(str(error).split()) or type(error).__name__
+    return None
 
 
-def train(config: DictConfig) -> int:
-    """Run verl on a checked configuration.
+def train(config: DictConfig, run_dir: Path) -> None:
+    """Hand a checked configuration over to verl.
 
-    Args:
-        config: relative folders in it are those of the working directory.
-
-    Returns:
-        Exit code: 0, 1 after a failure, 130 after Ctrl-C.
+    Raises:
+        Exception: whatever ended the run.
     """
     from verl.trainer.main_ppo import run_ppo
 
     from recipe.trd import reporting, summary, task_runner
-    from verl_ext import console, leftovers
 
-    os.environ.setdefault(reporting.LAUNCHED_AT, str(time.time()))
-    run_dir = Path(config.trainer.default_local_dir).absolute()
-    config.trainer.default_local_dir = str(run_dir)
     # verl copies `ray_kwargs` out of the tree, where an interpolation would lose its root.
     OmegaConf.resolve(config)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    leftovers.remove_stale_shared_memory()
+    os.environ[reporting.LAUNCHED_AT] = str(psutil.Process().create_time())
     summary.write_provenance(run_dir, config)
-    with leftovers.process_guard():
-        try:
-            with console.capture(run_dir / "log.txt"):
-                run_ppo(config, task_runner_class=task_runner.remote_class())
-        except KeyboardInterrupt:
-            print(f"\ninterrupted; run again to resume from the last checkpoint in {run_dir}", file=sys.stderr)
-            return 130
-        except Exception as error:
-            print(f"the run failed: {type(error).__name__}: {str(error).strip().splitlines()[-1]}", file=sys.stderr)
-            print(f"everything it printed: {run_dir / 'log.txt'}", file=sys.stderr)
-            return 1
-    summary.report(run_dir)
-    return 0
+    run_ppo(config, task_runner_class=task_runner.remote_class())
 
 
 if __name__ == "__main__":

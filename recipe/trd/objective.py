@@ -1,9 +1,10 @@
 """The distillation objective as verl's engine calls it, twice for every micro-batch.
 
-First inside the forward pass with `student_logits`, to return values per token; then with `model_output`, to reduce them.
-The loss is registered with verl (`register_distillation_loss`), so `distillation.distillation_loss.loss_mode=trd` is a name
-that verl knows in every process; the worker hands `trd_loss` to its engine through `set_loss_fn`, because verl's own
-function computes one hard-wired divergence whatever the loss mode is.
+First inside the forward pass with `student_logits`, to return values per token; then with `model_output`, to reduce
+them. The loss is registered with verl (`register_distillation_loss`), so
+`distillation.distillation_loss.loss_mode=trd` is a name that verl knows in every process; the worker hands `trd_loss`
+to its engine through `set_loss_fn`, because verl's own function computes one hard-wired divergence whatever the loss
+mode is.
 """
 
 from typing import Any
@@ -68,8 +69,8 @@ def trd_loss(
     """Loss function of the training worker, with the signature of verl's `distillation_ppo_loss`.
 
     Returns:
-        With `student_logits`: dict of tensors [1, T / sp]. Else (loss, metrics): a scalar, this micro-batch's share of the
-        loss over the global batch (`actor.loss_agg_mode`, token mean by default), and token means as metrics.
+        With `student_logits`: dict of tensors [1, T / sp]. Else (loss, metrics): a scalar, this micro-batch's share
+        of the loss over the global batch (`actor.loss_agg_mode`, token mean by default), and token means as metrics.
     """
     if student_logits is not None:
         return divergence_per_position(student_logits, data)
@@ -92,7 +93,14 @@ def distillation_losses(
     """Per-token losses [B, R] in nats, and every per-token output as its mean over the tokens of the global batch."""
     mask = _response_mask(data)
     metrics = {}
-    for name in ("divergence", "teacher_mass", "student_mass", "student_entropy", "teacher_entropy", "argmax_agreement"):
+    for name in (
+        "divergence",
+        "teacher_mass",
+        "student_mass",
+        "student_entropy",
+        "teacher_entropy",
+        "argmax_agreement",
+    ):
         values = no_padding_2_padding(model_output[name].detach(), data)
         mean = agg_loss(values, mask, "token-mean", **_token_count(data))
         metrics[f"trd/{name}"] = Metric(AggregationType.SUM, mean)
@@ -106,5 +114,6 @@ def _response_mask(data: TensorDict) -> Tensor:
 
 
 def _token_count(data: TensorDict) -> dict[str, int]:
-    """Denominator of a token mean over the global batch; 1 where every sample was masked, so that the loss is 0, not 0/0."""
+    """Denominator of a token mean over the global batch; 1 where every sample was masked, so that the loss is 0, not
+    0/0."""
     return {"dp_size": data["dp_size"], "batch_num_tokens": max(1, int(data["batch_num_tokens"]))}

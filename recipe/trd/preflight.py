@@ -34,9 +34,7 @@ def check(config: DictConfig) -> TrdConfig:
     # Importing the objective registers `loss_mode=trd`, which verl's dataclasses look up.
     from recipe.trd import objective  # noqa: F401
 
-    validate_config(
-        config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config)
-    )
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     if config.distillation.enabled:
         omega_conf_to_dataclass(config.distillation)
     student = _model("actor_rollout_ref.model.path", config.actor_rollout_ref.model.path)
@@ -94,8 +92,8 @@ def _check_same_tokens(student: _Model, teacher: _Model) -> None:
         different = next(token for token in {**ours, **theirs} if ours.get(token) != theirs.get(token))
         raise ValueError(
             f"student {student.path} and teacher {teacher.path} have different tokenisers (for one, {different!r} is "
-            f"{ours.get(different)} for the student and {theirs.get(different)} for the teacher); distillation on token "
-            "ids needs one vocabulary: choose a teacher of the student's family"
+            f"{ours.get(different)} for the student and {theirs.get(different)} for the teacher); distillation on "
+            "token ids needs one vocabulary: choose a teacher of the student's family"
         )
     if student.tokenizer.eos_token_id != teacher.tokenizer.eos_token_id:
         raise ValueError(
@@ -133,7 +131,8 @@ def _check_teacher_lengths(config: DictConfig, trd: TrdConfig, teacher: _Model) 
         raise ValueError(
             f"{name} needs {longest + 1} tokens on the teacher's server, which has {limit}: raise "
             "distillation.teacher_models.teacher_model.inference.max_model_len (at most the teacher's "
-            f"max_position_embeddings {_context_limit(teacher)}), or lower trd.rewrite.max_prompt_length or the lengths of data"
+            f"max_position_embeddings {_context_limit(teacher)}), or lower trd.rewrite.max_prompt_length or the "
+            "lengths of data"
         )
     if trd.objective.support == "teacher_topk" and trd.objective.top_k > teacher.config.vocab_size:
         raise ValueError(
@@ -161,8 +160,8 @@ def _check_data(config: DictConfig) -> None:
             columns = set(_columns(path))
             if not wanted <= columns:
                 raise ValueError(
-                    f"data.{key}={file} lacks the columns {sorted(wanted - columns)} (it has {sorted(columns)}); verl's "
-                    "format has prompt (chat messages), data_source and reward_model.ground_truth"
+                    f"data.{key}={file} lacks the columns {sorted(wanted - columns)} (it has {sorted(columns)}); "
+                    "verl's format has prompt (chat messages), data_source and reward_model.ground_truth"
                 )
 
 

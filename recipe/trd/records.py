@@ -60,8 +60,8 @@ def step_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
 
     `trd/y_o_acc` is over all samples, `trd/y_r_acc` over accepted rewrites; `trd/wrong_to_right` and
     `trd/right_to_wrong` are fractions of all samples. `timing_s/rewrite` is the time in which at least one rewrite ran,
-    `timing_s/teacher` the same with scoring passes; `trd/rewrite_overlap_frac` is the part of `timing_s/rewrite` in which
-    students' rollouts of the same step were still running.
+    `timing_s/teacher` the same with scoring passes; `trd/rewrite_overlap_frac` is the part of `timing_s/rewrite` in
+    which students' rollouts of the same step were still running.
 
     Args:
         records: `SampleRecord.as_dict()` of every sample of the step, padding rows left out.

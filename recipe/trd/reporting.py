@@ -1,24 +1,36 @@
-"""What a trainer tells a person: stages of the start, a line a step, a line a validation. Changes nothing of the training."""
+"""What a trainer tells a person: stages of the start, a line a step, a line a validation. Changes nothing of the
+training."""
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 from transfer_queue import KVBatchMeta
 
-from recipe.trd import progress
+from recipe.trd import progress, summary
 
 LAUNCHED_AT = "TRD_LAUNCHED_AT"
 """Environment variable with the Unix time of the launch, set by `recipe.trd.main`."""
 
 
+_launched_at = float(os.environ.get(LAUNCHED_AT, time.time()))
+
+
+def seconds_since_launch() -> float:
+    """Seconds since the user's command began; since this process began where the launch is not known."""
+    return time.time() - _launched_at
+
+
 def stage(text: str) -> None:
     """Say what the start-up is doing, with the seconds since launch."""
-    progress.stage(text, launched_at=float(os.environ.get(LAUNCHED_AT, time.time())))
+    progress.stage(text, launched_at=_launched_at)
 
 
 class Reporting:
     """Mixin for verl's synchronous trainer, to stand before it in the bases."""
+
+    _started = False
 
     @property
     def trainer_mode(self) -> str:
@@ -47,6 +59,7 @@ class Reporting:
         super()._load_checkpoint()
 
     def on_train_begin(self) -> None:
+        """verl's hook: the first step is next."""
         stage("training")
         self._progress = progress.Progress(total_steps=self.total_training_steps, start_step=self.global_steps - 1)
         super().on_train_begin()
@@ -57,13 +70,14 @@ class Reporting:
             if name.startswith("val-core/") and name.endswith("/acc/mean@1"):
                 num = len(self.val_dataset)
                 error = (accuracy * (1 - accuracy) / num) ** 0.5
-                progress.validation(
-                    step=self.global_steps, accuracy=accuracy, standard_error=error, num_problems=num
-                )
+                progress.validation(step=self.global_steps, accuracy=accuracy, standard_error=error, num_problems=num)
         return metrics
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
     ) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        if not self._started:
+            self._started = True
+            summary.record_startup(Path(self.config.trainer.default_local_dir), seconds_since_launch())
         self._progress.update(global_steps, metrics)

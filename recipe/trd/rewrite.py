@@ -44,7 +44,8 @@ class Rewrite:
 
 
 class Teacher:
-    """One sample's requests to the teacher's server. Lives in an agent-loop worker; all methods may run side by side."""
+    """One sample's requests to the teacher's server. Lives in an agent-loop worker; all methods may run side by
+    side."""
 
     def __init__(
         self,
@@ -108,7 +109,8 @@ class Teacher:
         return Rewrite(verdict, context, y_r_ids, rows, started, time.time())
 
     async def score(self, context_ids: Sequence[int], response_ids: Sequence[int]) -> TopK:
-        """The teacher's top-k at every response token, by one forward pass over context and response (scorer `prefill`).
+        """The teacher's top-k at every response token, by one forward pass over context and response (scorer
+        `prefill`).
 
         Raises:
             Exception: whatever the server raised, or RuntimeError when it aborted.

