@@ -106,7 +106,7 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         rewrite: Rewrite = output.extra_fields.pop("rewrite")
         record: SampleRecord = output.extra_fields["trd"]
         num_prompt, num_response = len(prompt_ids), len(response_ids)
-        topk = await self._score(rewrite, record, response_ids, sample_kwargs)
+        topk = await self._score(rewrite, record, response_ids, sample_kwargs or {})
         if topk is None:
             record.trained_on = "none"
             output.response_mask = [0] * num_response
@@ -126,8 +126,9 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             return rewrite.topk
         if not accepted and self.trd.rewrite.fallback == "mask":
             return None
-        refined = accepted and self.trd.teacher.context == "refine"
-        context = rewrite.context if refined else self.teacher.vanilla_context(kwargs["raw_prompt"])
+        context = rewrite.context if accepted and self.trd.teacher.context == "refine" else None
+        if context is None:
+            context = self.teacher.vanilla_context(kwargs["raw_prompt"])
         started = time.time()
         try:
             return await self.teacher.score(context.ids, response_ids)

@@ -34,6 +34,17 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], te
     )
 
 
+def plain_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    """Text of token ids in which nothing reads as a control token, be it sampled as one or spelled in ordinary tokens."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    controls = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    # Again, until none is left: taking one out can bring another together.
+    while any(control in text for control in controls):
+        for control in controls:
+            text = text.replace(control, "")
+    return text
+
+
 def vanilla(tokenizer: PreTrainedTokenizerBase, raw_prompt: Sequence[Message], template_kwargs: Mapping) -> Context:
     """Context x: the student's own conversation in the teacher's chat template."""
     return Context(chat_ids(tokenizer, raw_prompt, template_kwargs), num_cut=0)
@@ -50,8 +61,8 @@ def refine(
 ) -> Context | None:
     """Context (x, y_o): the last user message becomes the template with the problem and y_o; earlier messages stay.
 
-    Special tokens are left out of the text of y_o, so a sampled control token cannot end the teacher's user turn. Where
-    the context is too long, the tail of y_o is cut, in token ids; the problem and the instructions never are.
+    Control tokens are left out of the text of y_o, so nothing in it can end the teacher's user turn. Where the context
+    is too long, the tail of y_o is cut, in token ids; the problem and the instructions never are.
 
     Args:
         tokenizer: the teacher's.
@@ -67,7 +78,7 @@ def refine(
     *before, problem = raw_prompt
     num_kept = len(y_o_ids)
     while True:
-        y_o = tokenizer.decode(list(y_o_ids[:num_kept]), skip_special_tokens=True)
+        y_o = str(tokenizer.decode(list(y_o_ids[:num_kept]), skip_special_tokens=True))
         text = prompts.render(template, problem=problem["content"], y_o=y_o)
         ids = chat_ids(tokenizer, [*before, {"role": "user", "content": text}], template_kwargs)
         excess = len(ids) - max_length

@@ -72,8 +72,10 @@ def trd_loss(
         With `student_logits`: dict of tensors [1, T / sp]. Else (loss, metrics): a scalar, this micro-batch's share
         of the loss over the global batch (`actor.loss_agg_mode`, token mean by default), and token means as metrics.
     """
+    assert data is not None, "verl passes the micro-batch in both calls"
     if student_logits is not None:
         return divergence_per_position(student_logits, data)
+    assert model_output is not None, "verl passes the model's output where it passes no logits"
     losses, metrics = distillation_losses(config, distillation_config, model_output, data)
     loss = agg_loss(
         losses,

@@ -2,7 +2,7 @@
 
 A template is a file `recipe/trd/templates/<name>.jinja`, or any path that ends in `.jinja`. It sees `problem` (the
 student's last user message), `y_o` (the student's solution as text, end-of-turn token removed) and `y_star` (the
-reference solution, or None). Everything about tokens (chat template, truncation, lengths) is in `rewrite.py`.
+reference solution, or None). Everything about tokens (chat template, truncation, lengths) is in `contexts.py`.
 """
 
 from functools import lru_cache

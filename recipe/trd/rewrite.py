@@ -37,7 +37,7 @@ class Rewrite:
     y_r_ids: list[int]
     """What the teacher wrote, whatever the verdict; empty when it was not asked or did not answer."""
     topk: TopK | None
-    """The teacher's distribution at every token of y_r, when `trd.teacher.scorer=generation`."""
+    """The teacher's distribution at every token of an accepted y_r, when `trd.teacher.scorer=generation`."""
     started: float
     ended: float
     """Unix time, s."""
@@ -105,7 +105,9 @@ class Teacher:
             eos_token_ids=self.eos_token_ids,
             max_length=self.max_response_length,
         )
-        rows = TopK(output.extra_fields["topk_ids"], output.extra_fields["topk_log_probs"]) if topk else None
+        rows = None
+        if topk and verdict is Verdict.ACCEPTED:
+            rows = TopK(output.extra_fields["topk_ids"], output.extra_fields["topk_log_probs"])
         return Rewrite(verdict, context, y_r_ids, rows, started, time.time())
 
     async def score(self, context_ids: Sequence[int], response_ids: Sequence[int]) -> TopK:

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 def rows(records: Sequence[dict[str, Any]], *, tokenizer: PreTrainedTokenizerBase, step: int) -> list[dict[str, Any]]:
     """Readable rows from the step's records, sorted by prompt and session. Lengths in tokens, end of turn included."""
 
-    def text(ids: Sequence[int] | None) -> str | None:
-        return None if ids is None else tokenizer.decode(ids, skip_special_tokens=True)
+    def text(ids: list[int] | None) -> str | None:
+        return None if ids is None else str(tokenizer.decode(ids, skip_special_tokens=True))
 
     return [
         {

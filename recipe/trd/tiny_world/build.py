@@ -98,7 +98,7 @@ def build_world(config: TinyWorldConfig, console: Console) -> Path:
                 progress.update(task, completed=1, note="cached")
                 continue
             progress.update(task, note="loading libraries")
-            _run(stage, config, out, finished=stages[:index], report=_report_to(progress, task))
+            _run(stage, config, out, finished=stages[:index], report=_report_to(progress, task, stage.name))
     return out
 
 
@@ -112,9 +112,13 @@ def _progress_bars(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-def _report_to(progress: Progress, task: TaskID) -> Callable[[int, int, str], None]:
+def _report_to(progress: Progress, task: TaskID, name: str) -> Callable[[int, int, str], None]:
     def report(done: int, total: int, note: str) -> None:
         progress.update(task, completed=done, total=total, note=note)
+        is_next_tenth = 10 * done // total > 10 * (done - 1) // total
+        if is_next_tenth and not progress.console.is_terminal:
+            # Without a terminal the bars appear only at the end.
+            progress.console.print(f"{name}: {note}", highlight=False)
 
     return report
 

@@ -1,6 +1,7 @@
 """What each stage of the build makes. Imported only when a stage must run, because it imports torch."""
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,8 +61,9 @@ def _build_student(inputs: StageInputs) -> None:
 
 
 def _save_model(inputs: StageInputs, role: str, model: Qwen3ForCausalLM) -> None:
+    # Copied, because a tokenizer that was loaded saves other bytes than the one that was built.
+    shutil.copytree(inputs.out / "tokenizer", inputs.folder / role)
     model.save_pretrained(inputs.folder / role)
-    inputs.tokenizer().save_pretrained(inputs.folder / role)
 
 
 def _prepare_torch(threads: int) -> None:

@@ -19,8 +19,8 @@ ROOT = Path(__file__).parents[3]
 ROLES = ("teacher", "student")
 
 
-def build(config) -> Path:
-    return build_world(config, Console(file=io.StringIO()))
+def build(config, log: io.StringIO | None = None) -> Path:
+    return build_world(config, Console(file=log or io.StringIO()))
 
 
 def weights(out: Path, role: str) -> str:
@@ -98,6 +98,15 @@ def test_same_seed_builds_the_same_world_elsewhere(world, make_config, tmp_path)
         assert (twin / name).read_bytes() == (world / name).read_bytes()
 
 
+def test_log_without_a_terminal_shows_progress(make_config, tmp_path):
+    log = io.StringIO()
+    build(make_config(f"out={tmp_path}", "teacher.training.num_steps=20"), log)
+    lines = log.getvalue().splitlines()
+    updates = [line.split()[2] for line in lines if line.startswith("teacher: update")]
+    assert updates == [f"{step}/20" for step in range(2, 21, 2)]
+    assert sum("cached" in line for line in lines) == 0
+
+
 def test_stronger_student_trains_nothing_else(make_config, tmp_path):
     out = build(make_config(f"out={tmp_path}"))
     before = {role: weights(out, role) for role in ROLES}
@@ -140,7 +149,7 @@ def test_finished_world_is_not_touched_and_needs_no_torch(world):
 
 def test_weak_teacher_is_an_error_and_leaves_no_card(make_config, tmp_path):
     build(make_config(f"out={tmp_path}"))
-    with pytest.raises(ValueError, match="rewrites only 0.000 .* evaluation.min_rewrite_accuracy=0.9"):
+    with pytest.raises(ValueError, match=r"rewrites only 0\.000 .* evaluation\.min_rewrite_accuracy=0\.9"):
         build(make_config(f"out={tmp_path}", "evaluation.min_rewrite_accuracy=0.9"))
     assert not (tmp_path / "world.json").exists()
 

@@ -28,10 +28,15 @@ def test_new_outputs_replace_old_ones(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.txt", "folder", "stages"]
 
 
-def test_failed_build_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="stop"), building(tmp_path, STAGE) as folder:
+def break_off(out):
+    with building(out, STAGE) as folder:
         write_outputs(folder, "first")
         raise RuntimeError("stop")
+
+
+def test_failed_build_leaves_nothing(tmp_path):
+    with pytest.raises(RuntimeError, match="stop"):
+        break_off(tmp_path)
     assert not is_built(tmp_path, STAGE)
     assert list(tmp_path.iterdir()) == []
 

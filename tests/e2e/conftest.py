@@ -1,0 +1,108 @@
+"""Runs of the real thing for the end-to-end tests: `recipe.trd.main` in a process of its own, with Ray, FSDP2 and vLLM."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WORLD = ROOT / "data" / "tiny_world"
+
+SMALL = [
+    "data.train_batch_size=16",
+    "data.val_max_samples=32",
+    "trainer.val_before_train=False",
+    "actor_rollout_ref.actor.optim.lr=2e-3",
+]
+
+
+class Run:
+    """A started run: its process, its terminal and its folder."""
+
+    def __init__(self, folder: Path, arguments: list[str], module: str):
+        self.folder = folder
+        self.terminal = folder.parent / f"{folder.name}.terminal-{time.monotonic_ns()}"
+        environment = {
+            **os.environ,
+            "VERL_PLATFORM": "cpu",
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "HF_HUB_OFFLINE": "1",
+        }
+        command = [sys.executable, "-m", module, *arguments, f"trainer.default_local_dir={folder}"]
+        with self.terminal.open("w") as out:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
+
+    def wait(self, timeout_s: float = 480) -> int:
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            pytest.fail(f"still running after {timeout_s} s:\n{self.text()[-4000:]}")
+
+    def wait_for(self, text: str, timeout_s: float = 480) -> None:
+        deadline = time.monotonic() + timeout_s
+        while text not in self.text():
+            assert self.process.poll() is None, f"ended before it said {text!r}:\n{self.text()[-4000:]}"
+            assert time.monotonic() < deadline, f"no {text!r} within {timeout_s} s:\n{self.text()[-4000:]}"
+            time.sleep(0.5)
+
+    def text(self) -> str:
+        return self.terminal.read_text(errors="replace")
+
+    def descendants(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def metrics(self, name: str = "metrics.jsonl") -> dict[int, dict[str, float]]:
+        lines = [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+        steps: dict[int, dict[str, float]] = {}
+        for line in lines:
+            steps.setdefault(line["step"], {}).update(line["data"])
+        return steps
+
+    def rows(self, kind: str, step: int) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / kind / f"{step}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="session")
+def world() -> Path:
+    """The tiny world of the quick start; made by `python -m recipe.trd.tiny_world`."""
+    if not (WORLD / "world.json").exists():
+        pytest.fail("data/tiny_world is missing; run python -m recipe.trd.tiny_world, as scripts/test.sh does")
+    return WORLD
+
+
+@pytest.fixture(scope="session")
+def launch(world: Path):
+    """Start a run in a folder, `launch(folder, *overrides)`; what still runs at the end of the session is killed."""
+    started: list[Run] = []
+
+    def start(folder: Path, *overrides: str, module: str = "recipe.trd.main") -> Run:
+        started.append(Run(folder, [*overrides], module))
+        return started[-1]
+
+    yield start
+    for run in started:
+        if run.process.poll() is None:
+            run.process.kill()
+
+
+@pytest.fixture(scope="session")
+def trd_run(launch, tmp_path_factory) -> Run:
+    """Three steps of TRD with a checkpoint and a validation at the end."""
+    run = launch(
+        tmp_path_factory.mktemp("trd") / "run",
+        "method=trd_opd",
+        *SMALL,
+        "trainer.total_training_steps=3",
+        "trainer.test_freq=3",
+        "trainer.save_freq=3",
+        "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
+    )
+    assert run.wait() == 0, run.text()[-4000:]
+    return run
