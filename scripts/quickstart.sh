@@ -13,7 +13,7 @@ echo "== 2/3 tiny world: problems, a teacher and a student, trained from scratch
 .venv/bin/python -m recipe.trd.tiny_world
 BUILT=$SECONDS
 echo "== 3/3 train with TRD (scripts/run_trd_tiny_cpu.sh)"
-RUN_DIR=${RUN_DIR:-outputs/quickstart} TEST_FREQ=${TEST_FREQ:-60} bash scripts/run_trd_tiny_cpu.sh "$@"
+RUN_DIR=${RUN_DIR:-outputs/quickstart} TEST_FREQ=${TEST_FREQ:-120} bash scripts/run_trd_tiny_cpu.sh "$@"
 
 echo "== install $((INSTALLED - STARTED)) s, world $((BUILT - INSTALLED)) s, training with its start $((SECONDS - BUILT)) s," \
     "together $((SECONDS - STARTED)) s"

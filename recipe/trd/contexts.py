@@ -35,8 +35,8 @@ def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], te
 
 
 def plain_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
-    """Text of token ids in which nothing reads as a control token, be it sampled as one or spelled in ordinary tokens."""
-    text = tokenizer.decode(list(ids), skip_special_tokens=True)
+    """Text of token ids in which nothing reads as a control token: neither sampled as one nor spelled out."""
+    text = str(tokenizer.decode(list(ids), skip_special_tokens=True))
     controls = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     # Again, until none is left: taking one out can bring another together.
     while any(control in text for control in controls):
@@ -78,7 +78,7 @@ def refine(
     *before, problem = raw_prompt
     num_kept = len(y_o_ids)
     while True:
-        y_o = str(tokenizer.decode(list(y_o_ids[:num_kept]), skip_special_tokens=True))
+        y_o = plain_text(tokenizer, y_o_ids[:num_kept])
         text = prompts.render(template, problem=problem["content"], y_o=y_o)
         ids = chat_ids(tokenizer, [*before, {"role": "user", "content": text}], template_kwargs)
         excess = len(ids) - max_length

@@ -62,7 +62,7 @@ def measure(world: BuiltWorld, *, report: Callable[[int, int, str], None]) -> di
     for task in Task:
         answer(f"teacher_{task}", world.teacher, task)
     answer("teacher_rewrite_sampled", world.teacher, Task.REWRITE, temperature=1.0)
-    report(num_parts, num_parts, "")
+    report(num_parts, num_parts, "measured")
     texts = {name: response_texts(world.tokenizer, ids) for name, ids in responses.items()}
     return {
         "accuracy": {name: _accuracy(world.problems, answers) for name, answers in texts.items()},

@@ -1,0 +1,193 @@
+"""One sample's requests to the teacher, against a client that answers as verl's does."""
+
+import asyncio
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from verl.workers.rollout.replica import TokenOutput
+
+from recipe.trd.gates import Verdict
+from recipe.trd.rewrite import Teacher
+from recipe.trd.schema import ObjectiveConfig, RewriteConfig, TeacherConfig, TrdConfig
+
+PROMPT = [{"role": "user", "content": "12+34=?"}]
+MAX_RESPONSE_LENGTH = 8
+TOP_K = 3
+
+
+class Client:
+    """Stands for verl's `LLMServerClient`: keeps what it was asked, gives what it was told to give."""
+
+    def __init__(self, answer):
+        self.answer = answer
+        self.requests = []
+
+    async def generate(self, request_id, *, prompt_ids, sampling_params, **kwargs):
+        self.requests.append({"id": request_id, "prompt_ids": prompt_ids, "sampling_params": sampling_params, **kwargs})
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.fixture
+def config():
+    return TrdConfig(
+        method="trd_opd",
+        trajectory="y_r",
+        teacher=TeacherConfig(weights="external", context="refine", scorer="generation"),
+        rewrite=RewriteConfig(
+            template="tiny_refine",
+            max_prompt_length=200,
+            max_response_length=12,
+            temperature=0.7,
+            top_p=0.9,
+            top_k=20,
+            fallback="y_o",
+        ),
+        objective=ObjectiveConfig(divergence="forward_kl", support="teacher_topk", top_k=TOP_K),
+        poll_interval_s=0.1,
+        health_interval_s=10,
+    )
+
+
+@pytest.fixture
+def make_teacher(config, tokenizer):
+    def make(answer, **changes):
+        return Teacher(
+            config=replace(config, **changes),
+            client=Client(answer),
+            tokenizer=tokenizer,
+            eos_token_ids=[tokenizer.eos_token_id],
+            max_response_length=MAX_RESPONSE_LENGTH,
+            template_kwargs={},
+        )
+
+    return make
+
+
+def output_of(token_ids, finish_reason="stop", num_rows=None):
+    """What `TopKServer` sends: a row of top-k for every token."""
+    rows = np.arange((len(token_ids) if num_rows is None else num_rows) * TOP_K, dtype=np.int32).reshape(-1, TOP_K)
+    fields = {"finish_reason": finish_reason, "topk_ids": rows, "topk_log_probs": -rows.astype(np.float32)}
+    return TokenOutput(token_ids=token_ids, stop_reason="completed", extra_fields=fields)
+
+
+@pytest.fixture
+def rewrite(tokenizer):
+    def run(teacher, y_o="12+34=47"):
+        return asyncio.run(teacher.rewrite(PROMPT, tokenizer.encode(y_o, add_special_tokens=False)))
+
+    return run
+
+
+def test_accepted_rewrite_comes_with_the_rows_of_the_server(make_teacher, rewrite, tokenizer):
+    ids = [*tokenizer.encode("46", add_special_tokens=False), tokenizer.eos_token_id]
+    answer = output_of(ids)
+    got = rewrite(make_teacher(answer))
+    assert (got.verdict, got.y_r_ids) == (Verdict.ACCEPTED, ids)
+    assert got.topk.ids is answer.extra_fields["topk_ids"]
+    assert got.topk.log_probs is answer.extra_fields["topk_log_probs"]
+
+
+def test_request_carries_the_refine_context_and_the_settings(make_teacher, rewrite, tokenizer):
+    teacher = make_teacher(output_of([tokenizer.eos_token_id]))
+    got = rewrite(teacher)
+    (request,) = teacher.client.requests
+    assert request["prompt_ids"] == got.context.ids
+    assert "Problem: 12+34=?" in tokenizer.decode(got.context.ids)
+    assert "12+34=47" in tokenizer.decode(got.context.ids)
+    assert request["sampling_params"] == {"max_tokens": 12, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
+    assert request["topk"] == TOP_K
+    assert "score_from" not in request
+
+
+def test_every_request_has_an_id_of_its_own(make_teacher, rewrite, tokenizer):
+    teacher = make_teacher(output_of([tokenizer.eos_token_id]))
+    rewrite(teacher)
+    rewrite(teacher)
+    assert len({request["id"] for request in teacher.client.requests}) == 2
+
+
+def test_prefill_scorer_asks_for_no_rows_while_generating(make_teacher, rewrite, config, tokenizer):
+    teacher = make_teacher(output_of([5, tokenizer.eos_token_id]), teacher=replace(config.teacher, scorer="prefill"))
+    got = rewrite(teacher)
+    assert (got.verdict, got.topk) == (Verdict.ACCEPTED, None)
+    assert teacher.client.requests[0]["topk"] == 1
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "ended", "finish_reason", "verdict"),
+    [
+        (0, True, "stop", Verdict.EMPTY),
+        (0, False, "length", Verdict.EMPTY),
+        (12, False, "length", Verdict.UNFINISHED),
+        (MAX_RESPONSE_LENGTH, True, "stop", Verdict.OVERLONG),
+        (MAX_RESPONSE_LENGTH - 1, True, "stop", Verdict.ACCEPTED),
+        (2, False, "abort", Verdict.FAILED),
+    ],
+)
+def test_verdict_and_the_tokens_it_is_about(make_teacher, rewrite, tokenizer, num_tokens, ended, finish_reason, verdict):
+    ids = [5] * num_tokens + [tokenizer.eos_token_id] * ended
+    got = rewrite(make_teacher(output_of(ids, finish_reason)))
+    assert (got.verdict, got.y_r_ids) == (verdict, ids)
+    assert got.context is not None
+    assert (got.topk is not None) == (verdict is Verdict.ACCEPTED)
+
+
+def test_refused_request_without_any_output_is_a_failure(make_teacher, rewrite):
+    # What a server sends whose engine refused: no token, no rows.
+    refused = TokenOutput(token_ids=[], stop_reason="aborted", extra_fields={"finish_reason": "abort"})
+    got = rewrite(make_teacher(refused))
+    assert (got.verdict, got.y_r_ids, got.topk) == (Verdict.FAILED, [], None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("engine dead"), ValueError("no room"), TimeoutError()])
+def test_server_that_raises_is_a_verdict_and_is_logged(make_teacher, rewrite, caplog, error):
+    got = rewrite(make_teacher(error))
+    assert (got.verdict, got.y_r_ids, got.topk) == (Verdict.FAILED, [], None)
+    assert got.context is not None
+    assert caplog.records[-1].exc_info[1] is error
+
+
+def test_context_that_cannot_fit_sends_nothing(make_teacher, rewrite, config):
+    teacher = make_teacher(output_of([5]), rewrite=replace(config.rewrite, max_prompt_length=10))
+    got = rewrite(teacher)
+    assert (got.verdict, got.context, got.y_r_ids) == (Verdict.PROMPT_TOO_LONG, None, [])
+    assert teacher.client.requests == []
+
+
+def test_long_rollout_is_cut_and_the_cut_is_reported(make_teacher, rewrite, tokenizer):
+    teacher = make_teacher(output_of([5, tokenizer.eos_token_id]))
+    got = rewrite(teacher, y_o="1+1=2, " * 100)
+    assert got.verdict is Verdict.ACCEPTED
+    assert got.context.num_cut > 0
+    assert len(teacher.client.requests[0]["prompt_ids"]) <= 200
+
+
+def test_times_enclose_the_request(make_teacher, rewrite, tokenizer):
+    before = time.time()
+    got = rewrite(make_teacher(output_of([5, tokenizer.eos_token_id])))
+    assert before <= got.started <= got.ended <= time.time()
+
+
+def test_scoring_asks_for_the_response_after_its_context(make_teacher):
+    teacher = make_teacher(output_of([], num_rows=2))
+    topk = asyncio.run(teacher.score([7, 8, 9], [4, 2]))
+    (request,) = teacher.client.requests
+    assert (request["prompt_ids"], request["score_from"]) == ([7, 8, 9, 4, 2], 3)
+    assert request["topk"] == TOP_K
+    assert topk.ids.tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert topk.log_probs.tolist() == [[0, -1, -2], [-3, -4, -5]]
+
+
+def test_aborted_scoring_is_an_error(make_teacher):
+    aborted = TokenOutput(token_ids=[], stop_reason="aborted", extra_fields={"finish_reason": "abort"})
+    with pytest.raises(RuntimeError, match="aborted a scoring request"):
+        asyncio.run(make_teacher(aborted).score([7], [4]))
+
+
+def test_error_of_the_server_while_scoring_is_the_callers(make_teacher):
+    with pytest.raises(ConnectionError, match="gone"):
+        asyncio.run(make_teacher(ConnectionError("gone")).score([7], [4]))
