@@ -2,7 +2,6 @@
 
 import os
 import threading
-import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -67,5 +66,4 @@ class Watchdog:
             "resumes from its last checkpoint"
         )
         # The main thread may be blocked in native code, so no exception would reach it.
-        traceback.print_stack()
         os._exit(1)

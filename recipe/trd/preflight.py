@@ -1,10 +1,13 @@
 """Everything about a run that can be known to be wrong before a process is started. One clear line for each."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
@@ -15,6 +18,16 @@ from recipe.trd.schema import TrdConfig
 from verl_ext import plugin
 
 
+@contextmanager
+def _plain_errors() -> Iterator[None]:
+    """What a dataclass refuses is the error, not Hydra's report of it."""
+    try:
+        yield
+    except InstantiationException as error:
+        raise ValueError(str(error.__cause__ or error)) from error
+
+
+@_plain_errors()
 def check(config: DictConfig) -> TrdConfig:
     """Check configuration, models, tokenisers, data and lengths of a run.
 
@@ -117,6 +130,11 @@ def _check_lengths(config: DictConfig, trd: TrdConfig, student: _Model) -> None:
         )
     if trd.trajectory == "y_r":
         prompts.template_path(trd.rewrite.template)
+        if config.actor_rollout_ref.rollout.multi_turn.enable:
+            raise ValueError(
+                "actor_rollout_ref.rollout.multi_turn.enable=True with trd.trajectory=y_r: a rewrite replaces one "
+                "response, conversations with tools are not rewritten; set it to False or choose method=opd or grpo"
+            )
 
 
 def _check_teacher_lengths(config: DictConfig, trd: TrdConfig, teacher: _Model) -> None:

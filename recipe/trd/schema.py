@@ -10,9 +10,13 @@ def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ValueError(f"{key}={value!r} is not one of {', '.join(allowed)}")
 
 
+def _require(holds: bool, key: str, value: float, rule: str) -> None:
+    if not holds:
+        raise ValueError(f"{key}={value} must be {rule}")
+
+
 def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ValueError(f"{key}={value} must be at least {least}")
+    _require(value >= least, key, value, f"at least {least}")
 
 
 @dataclass(kw_only=True)
@@ -44,7 +48,7 @@ class RewriteConfig(BaseConfig):
     max_response_length: int
     """Most tokens of y_r, end of turn included. More than data.max_response_length only makes overlong rewrites."""
     temperature: float
-    """Sampling temperature of y_r; 0 is greedy."""
+    """Sampling temperature of y_r, in [0, 2]; 0 is greedy."""
     top_p: float
     """Nucleus of y_r, in (0, 1]."""
     top_k: int
@@ -56,7 +60,10 @@ class RewriteConfig(BaseConfig):
         _one_of("trd.rewrite.fallback", self.fallback, ("y_o", "mask"))
         _at_least("trd.rewrite.max_prompt_length", self.max_prompt_length, 1)
         _at_least("trd.rewrite.max_response_length", self.max_response_length, 1)
-        _at_least("trd.rewrite.temperature", self.temperature, 0)
+        # The server would refuse every request instead, and every sample would fall back.
+        _require(0 <= self.temperature <= 2, "trd.rewrite.temperature", self.temperature, "in [0, 2]")
+        _require(0 < self.top_p <= 1, "trd.rewrite.top_p", self.top_p, "in (0, 1]")
+        _require(self.top_k == -1 or self.top_k >= 1, "trd.rewrite.top_k", self.top_k, "-1 (all tokens) or at least 1")
 
 
 @dataclass(kw_only=True)
@@ -97,6 +104,8 @@ class TrdConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         _one_of("trd.trajectory", self.trajectory, ("y_o", "y_r"))
+        _require(self.poll_interval_s > 0, "trd.poll_interval_s", self.poll_interval_s, "more than 0")
+        _require(self.health_interval_s > 0, "trd.health_interval_s", self.health_interval_s, "more than 0")
         wants_teacher = self.objective.divergence != "none"
         if wants_teacher != (self.teacher.weights != "none"):
             raise ValueError(

@@ -1,5 +1,6 @@
 """verl's synchronous trainer with the objective of this recipe; registered with verl as `trd`."""
 
+from concurrent.futures import Future
 from typing import Any
 
 import ray
@@ -12,6 +13,7 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 from recipe.trd import advantage, records, rollout_dump  # noqa: F401  advantage registers itself
 from recipe.trd.reporting import Reporting
 from recipe.trd.worker import TrdWorker
+from verl_ext.console import show
 
 
 @register_trainer("upstream")
@@ -70,9 +72,14 @@ class TrdTrainer(Reporting, PPOTrainerSync):
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict[str, float], rollout_data_dir: str) -> None:
         rows = rollout_dump.rows(self._records, tokenizer=self.tokenizer, step=self.global_steps)
-        self._dump_futures.append(
-            self._dump_executor.submit(rollout_dump.write, rows, folder=rollout_data_dir, step=self.global_steps)
-        )
+        written = self._dump_executor.submit(rollout_dump.write, rows, folder=rollout_data_dir, step=self.global_steps)
+        written.add_done_callback(_report_dump)
+
+
+def _report_dump(written: Future) -> None:
+    """A dump that cannot be written, on a full disk say, is no reason to lose the run: it is said and left out."""
+    if error := written.exception():
+        show(f"WARNING the samples of a step could not be written: {error}")
 
 
 def _as_list(column: Any) -> list[Any]:

@@ -1,0 +1,249 @@
+"""What is refused before anything starts: each mistake a user makes gives one line that names the key to change."""
+
+import copy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import OmegaConf
+from transformers import PreTrainedTokenizerFast, Qwen3Config
+
+from recipe.trd import preflight
+from recipe.trd.schema import TrdConfig
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TEACHER = "distillation.teacher_models.teacher_model"
+MAX_POSITIONS = 256
+
+
+def compose_run(*overrides):
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        return compose("trd_trainer", overrides=["model=tiny", "data=tiny_world", "cluster=cpu", *overrides])
+
+
+@pytest.fixture(scope="module")
+def composed():
+    return compose_run("method=trd_opd")
+
+
+@pytest.fixture(scope="module")
+def save_model(tmp_path_factory, tokenizer):
+    """Folder of a model as far as its configuration and tokenizer go."""
+
+    def save(tokenizer=tokenizer):
+        folder = tmp_path_factory.mktemp("model")
+        sizes = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+        Qwen3Config(max_position_embeddings=MAX_POSITIONS, **sizes).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return save
+
+
+@pytest.fixture(scope="module")
+def model_path(save_model):
+    return save_model()
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    path = tmp_path / "train.parquet"
+    row = {"prompt": [{"role": "user", "content": "1+1=?"}], "data_source": "x", "reward_model": {"ground_truth": "2"}}
+    pd.DataFrame([row]).to_parquet(path)
+    return str(path)
+
+
+@pytest.fixture
+def make_config(composed, model_path, data_file):
+    """A configuration that can run, but for the changes."""
+
+    def make(**changes):
+        config = copy.deepcopy(composed)
+        ready = {
+            "actor_rollout_ref.model.path": model_path,
+            f"{TEACHER}.model_path": model_path,
+            "data.train_files": data_file,
+            "data.val_files": data_file,
+        }
+        for key, value in {**ready, **changes}.items():
+            OmegaConf.update(config, key, value)
+        return config
+
+    return make
+
+
+def refusal(config):
+    """The one line that a user gets."""
+    with pytest.raises(ValueError, match=r".+") as caught:
+        preflight.check(config)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "Error in call to target" not in message
+    return message
+
+
+def test_configuration_that_can_run_passes(make_config):
+    trd = preflight.check(make_config())
+    assert isinstance(trd, TrdConfig)
+    assert trd.method == "trd_opd"
+
+
+def test_grpo_needs_no_teacher(model_path, data_file):
+    config = compose_run(
+        "method=grpo",
+        f"actor_rollout_ref.model.path={model_path}",
+        f"{TEACHER}.model_path=nowhere",
+        f"data.train_files={data_file}",
+        f"data.val_files={data_file}",
+    )
+    assert preflight.check(config).method == "grpo"
+
+
+@pytest.mark.parametrize("key", ["actor_rollout_ref.model.path", f"{TEACHER}.model_path"])
+def test_path_without_a_model(make_config, tmp_path, key):
+    message = refusal(make_config(**{key: str(tmp_path / "nothing")}))
+    assert message.startswith(f"{key}={tmp_path / 'nothing'}: no model can be read there (no such folder here")
+    assert refusal(make_config(**{key: str(tmp_path)})).startswith(f"{key}={tmp_path}: no model can be read there: ")
+
+
+@pytest.mark.parametrize("key", ["actor_rollout_ref.model.path", f"{TEACHER}.model_path"])
+def test_no_model_at_all(make_config, key):
+    assert refusal(make_config(**{key: ""})) == f"{key} is not set; choose model=... or set it"
+
+
+@pytest.mark.parametrize("key", ["train_files", "val_files"])
+def test_data_file_that_is_not_there(make_config, key):
+    message = refusal(make_config(**{f"data.{key}": "data/nowhere.parquet"}))
+    assert message == f"data.{key}=data/nowhere.parquet: no such file; prepare the data first, or set data.{key}"
+
+
+def test_one_missing_file_of_several(make_config, data_file):
+    assert "gone.parquet: no such file" in refusal(make_config(**{"data.train_files": [data_file, "gone.parquet"]}))
+
+
+@pytest.mark.parametrize("name", ["other.parquet", "other.jsonl", "other.json"])
+def test_data_without_the_columns_that_are_read(make_config, tmp_path, name):
+    frame = pd.DataFrame([{"question": "1+1=?", "data_source": "x"}])
+    path = tmp_path / name
+    if name.endswith(".parquet"):
+        frame.to_parquet(path)
+    else:
+        frame.to_json(path, orient="records", lines=name.endswith("l"))
+    message = refusal(make_config(**{"data.val_files": str(path)}))
+    assert message.startswith(f"data.val_files={path} lacks the columns ['prompt', 'reward_model']")
+    assert "question" in message
+
+
+def test_teacher_with_other_tokens(make_config, save_model, tokenizer):
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=copy.deepcopy(tokenizer.backend_tokenizer), eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    other.add_tokens(["<think>"])
+    message = refusal(make_config(**{f"{TEACHER}.model_path": save_model(other)}))
+    assert "different tokenisers (for one, '<think>' is None for the student" in message
+    assert "choose a teacher of the student's family" in message
+
+
+def test_teacher_that_ends_its_turns_differently(make_config, save_model, tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "<|endoftext|>"
+    message = refusal(make_config(**{f"{TEACHER}.model_path": save_model(other)}))
+    assert message.startswith("student and teacher end a turn differently ('<|im_end|>' and '<|endoftext|>')")
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed", "limit"),
+    [
+        ({"data.max_response_length": 225}, 257, MAX_POSITIONS),
+        ({"actor_rollout_ref.rollout.max_model_len": 95}, 96, 95),
+    ],
+)
+def test_lengths_that_the_student_cannot_hold(make_config, changes, needed, limit):
+    message = refusal(make_config(**changes))
+    assert message.startswith(
+        f"data.max_prompt_length + data.max_response_length = {needed} tokens do not fit into {limit}: raise "
+        "actor_rollout_ref.rollout.max_model_len"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "context", "needed", "limit"),
+    [
+        ({"trd.rewrite.max_prompt_length": 192}, "the refine context", 257, MAX_POSITIONS),
+        ({f"{TEACHER}.inference.max_model_len": 192}, "the refine context", 193, 192),
+        ({"data.max_prompt_length": 192, "trd.rewrite.max_prompt_length": 9}, "the vanilla context", 257, MAX_POSITIONS),
+    ],
+)
+def test_contexts_that_the_teacher_cannot_hold(make_config, changes, context, needed, limit):
+    message = refusal(make_config(**changes))
+    assert message.startswith(f"{context} needs {needed} tokens on the teacher's server, which has {limit}: raise ")
+    assert f"{TEACHER}.inference.max_model_len" in message
+
+
+def test_lengths_that_fit_exactly(make_config):
+    fits = make_config(**{f"{TEACHER}.inference.max_model_len": 193, "actor_rollout_ref.rollout.max_model_len": 96})
+    assert preflight.check(fits).rewrite.max_prompt_length == 128
+
+
+def test_more_log_probs_than_there_are_tokens(make_config):
+    assert "trd.objective.top_k=301 exceeds the vocabulary of 300" in refusal(make_config(**{"trd.objective.top_k": 301}))
+
+
+def test_log_probs_after_sampling_parameters(make_config):
+    message = refusal(make_config(**{f"{TEACHER}.inference.logprobs_mode": "processed_logprobs"}))
+    assert message.startswith(f"{TEACHER}.inference.logprobs_mode must be raw_logprobs")
+
+
+def test_template_that_is_not_there(make_config):
+    assert "trd.rewrite.template='tiny_refin'" in refusal(make_config(**{"trd.rewrite.template": "tiny_refin"}))
+
+
+def test_rule_of_the_trd_node_is_told_as_it_is(make_config):
+    assert refusal(make_config(**{"trd.rewrite.top_p": 0})) == "trd.rewrite.top_p=0 must be in (0, 1]"
+
+
+def test_rule_of_one_of_verls_nodes_is_told_as_it_is(make_config):
+    message = refusal(make_config(**{"actor_rollout_ref.actor.loss_agg_mode": "token-men"}))
+    assert "token-men" in message
+
+
+def test_tools_are_refused_for_rewritten_trajectories(make_config):
+    message = refusal(make_config(**{"actor_rollout_ref.rollout.multi_turn.enable": True}))
+    assert message.startswith("actor_rollout_ref.rollout.multi_turn.enable=True with trd.trajectory=y_r")
+
+
+@pytest.mark.parametrize(("platform", "device"), [("", "cpu"), ("nvidia", "cpu"), ("cpu", "cuda")])
+def test_platform_and_device_that_do_not_agree(make_config, monkeypatch, platform, device):
+    monkeypatch.setenv("VERL_PLATFORM", platform)
+    message = refusal(make_config(**{"trainer.device": device}))
+    assert message.startswith(f"trainer.device={device} with VERL_PLATFORM={platform!r}: cluster=cpu needs")
+
+
+def test_key_that_nobody_set(make_config):
+    message = refusal(make_config(**{"trd.method": "???", "trd.objective.support": "???"}))
+    assert message == (
+        "not set: trd.method, trd.objective.support; choose method=, model=, data= and cluster=, or set the keys"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("trd.rewrit.top_p=1", "Could not override 'trd.rewrit.top_p'."),
+        ("trainer.total_epoch=1", "Could not override 'trainer.total_epoch'."),
+        ("method=trd_odp", "In 'trd_trainer': Could not find 'method/trd_odp'"),
+        ("model=tny", "In 'trd_trainer': Could not find 'model/tny'"),
+    ],
+)
+def test_typo_on_the_command_line_is_found_while_composing(override, line):
+    with pytest.raises(HydraException) as caught:
+        compose_run(override)
+    assert str(caught.value).splitlines()[0] == line
+
+
+def test_unknown_method_comes_with_those_that_exist():
+    with pytest.raises(HydraException) as caught:
+        compose_run("method=trd_odp")
+    assert {"grpo", "opd", "trd_opd"} <= set(str(caught.value).split())
