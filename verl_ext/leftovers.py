@@ -12,8 +12,11 @@ import psutil
 RUN_ID = "VERL_EXT_RUN_ID"
 """Environment variable that every process of a run inherits."""
 
-SHARED_MEMORY = "verl_weights_*"
-"""What verl calls the buffers in which weights travel to a rollout server."""
+SHARED_MEMORY = ("verl_weights_*", "psm_*")
+"""Weights on their way to a rollout server (verl), and vLLM's queues between engine and worker (named by Python)."""
+
+MIN_AGE_S = 60.0
+"""A segment that nobody has mapped may be about to be, in its first moments."""
 
 
 @contextmanager
@@ -23,11 +26,13 @@ def process_guard() -> Iterator[None]:
     Ray ends its workers; engines that its workers started outlive one that was killed.
     """
     run_id = os.environ[RUN_ID] = uuid.uuid4().hex
+    began = time.time()
     try:
         yield
     finally:
         _end_marked(run_id)
         del os.environ[RUN_ID]
+        remove_stale_shared_memory(min_age_s=0.0, since=began)
 
 
 def _end_marked(run_id: str, *, patience_s: float = 5.0) -> None:
@@ -53,16 +58,25 @@ def _gone_is_fine() -> suppress:
     return suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
 
-def remove_stale_shared_memory(folder: Path = Path("/dev/shm")) -> list[Path]:
-    """Remove weight buffers that no living process has mapped.
+def remove_stale_shared_memory(
+    folder: Path = Path("/dev/shm"), *, min_age_s: float = MIN_AGE_S, since: float = 0.0
+) -> list[Path]:
+    """Remove this user's segments of verl and vLLM that no living process has mapped: a crashed run left them.
 
     Args:
         folder: where POSIX shared memory lies.
+        min_age_s: younger segments stay, s.
+        since: segments from before that Unix time stay.
 
     Returns:
         What was removed.
     """
-    candidates = set(folder.glob(SHARED_MEMORY)) if folder.is_dir() else set()
+    candidates = {
+        path
+        for pattern in SHARED_MEMORY
+        for path in folder.glob(pattern)
+        if _is_ours(path, since, time.time() - min_age_s)
+    }
     in_use = _mapped_files() if candidates else set()
     stale = sorted(path for path in candidates if str(path) not in in_use)
     for path in stale:
@@ -70,7 +84,17 @@ def remove_stale_shared_memory(folder: Path = Path("/dev/shm")) -> list[Path]:
     return stale
 
 
+def _is_ours(path: Path, since: float, until: float) -> bool:
+    """Whether the file is this user's and was last written between these Unix times."""
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return status.st_uid == os.getuid() and since <= status.st_mtime <= until
+
+
 def _mapped_files() -> set[str]:
+    """Every file that some process has mapped, as far as this user may look."""
     mapped: set[str] = set()
     for process in psutil.process_iter():
         with _gone_is_fine():

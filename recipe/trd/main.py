@@ -4,6 +4,7 @@ Composes the configuration, checks everything that can be checked without starti
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 CONFIG_DIR = Path(__file__).parents[2] / "configs"
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes: the configuration cannot work; the run failed; Ctrl-C."""
+"""Exit codes: the configuration cannot work; the run failed; Ctrl-C or SIGTERM."""
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name="trd_trainer", version_base=None)
@@ -24,6 +25,8 @@ def main(config: DictConfig) -> None:
     from recipe.trd import run_folder
     from verl_ext import leftovers
 
+    # SLURM and `timeout` end a run with SIGTERM: treat it as Ctrl-C, so that no process stays behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_dir = Path(config.trainer.default_local_dir).absolute()
     config.trainer.default_local_dir = str(run_dir)
     run_folder.prepare(run_dir, resume=config.trainer.resume_mode != "disable")

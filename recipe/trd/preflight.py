@@ -47,6 +47,8 @@ def check(config: DictConfig) -> TrdConfig:
     # Importing the objective registers `loss_mode=trd`, which verl's dataclasses look up.
     from recipe.trd import objective  # noqa: F401
 
+    if not trd.is_upstream:
+        _check_objective(config, trd)
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     if config.distillation.enabled:
         omega_conf_to_dataclass(config.distillation)
@@ -74,6 +76,33 @@ def _check_process(config: DictConfig) -> None:
     unset = sorted(str(key) for key in OmegaConf.missing_keys(config) if not str(key).startswith("reward.reward_model"))
     if unset:
         raise ValueError(f"not set: {', '.join(unset)}; choose method=, model=, data= and cluster=, or set the keys")
+
+
+def _check_objective(config: DictConfig, trd: TrdConfig) -> None:
+    """Settings of verl that would do nothing, or the wrong thing, beside this package's objective."""
+    actor, loss = "actor_rollout_ref.actor", "distillation.distillation_loss"
+    wanted = {
+        "trainer.use_v1": True,
+        "trainer.v1.trainer_mode": "trd",
+        "algorithm.use_kl_in_reward": False,
+        "actor_rollout_ref.model.use_fused_kernels": False,
+        "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "recipe.trd.agent_loop.TrdAgentLoopManager",
+        "actor_rollout_ref.rollout.calculate_log_probs": False,
+        f"{actor}.use_kl_loss": False,
+        f"{actor}.entropy_coeff": 0,
+        f"{actor}.fsdp_config.pad_to_length": False,
+        f"{loss}.loss_mode": "trd",
+        f"{loss}.topk": trd.objective.top_k,
+        f"{loss}.use_task_rewards": False,
+        f"{loss}.use_policy_gradient": False,
+    }
+    for key, value in wanted.items():
+        if (given := OmegaConf.select(config, key)) != value:
+            raise ValueError(f"{key}={given} does not go with method {trd.method}, which needs {value}; leave it out")
+    if config.actor_rollout_ref.actor.strategy not in ("fsdp", "fsdp2"):
+        raise ValueError(
+            f"{actor}.strategy={config.actor_rollout_ref.actor.strategy}: method {trd.method} runs on fsdp and fsdp2"
+        )
 
 
 def _teacher_path(config: DictConfig) -> str | None:

@@ -33,6 +33,7 @@ class Run:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "HF_HUB_OFFLINE": "1",
+            "WANDB_MODE": "offline",
         }
         command = [sys.executable, "-m", module, *arguments, f"trainer.default_local_dir={folder}"]
         with self.terminal.open("w") as out:
@@ -102,6 +103,7 @@ def trd_run(launch, tmp_path_factory) -> Run:
         "trainer.total_training_steps=3",
         "trainer.test_freq=3",
         "trainer.save_freq=3",
+        "trainer.logger=[console,file,tensorboard,wandb]",
         "actor_rollout_ref.actor.checkpoint.save_contents=[model,optimizer,extra,hf_model]",
     )
     assert run.wait() == 0, run.text()[-4000:]

@@ -69,6 +69,12 @@ def test_every_step_has_the_metrics_that_the_readme_names(trd_run):
     assert steps[3]["trd/y_r_acc"] > steps[3]["trd/y_o_acc"]
 
 
+def test_metrics_reach_every_tracker(trd_run):
+    assert list((trd_run.folder / "tensorboard").rglob("events.out.tfevents.*"))
+    assert list((trd_run.folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert "trd/rewrite_accept_rate" in (trd_run.folder / "log.txt").read_text()
+
+
 def test_the_students_weights_changed(trd_run, trained, world):
     before = load(world / "student").state_dict()
     change = {name: (value - before[name]).abs().max().item() for name, value in trained.state_dict().items()}
