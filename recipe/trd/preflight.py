@@ -52,6 +52,7 @@ def check(config: DictConfig) -> TrdConfig:
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     if config.distillation.enabled:
         omega_conf_to_dataclass(config.distillation)
+    _check_batches(config)
     student = _model("actor_rollout_ref.model.path", config.actor_rollout_ref.model.path)
     _check_lengths(config, trd, student)
     _check_data(config)
@@ -102,6 +103,21 @@ def _check_objective(config: DictConfig, trd: TrdConfig) -> None:
     if config.actor_rollout_ref.actor.strategy not in ("fsdp", "fsdp2"):
         raise ValueError(
             f"{actor}.strategy={config.actor_rollout_ref.actor.strategy}: method {trd.method} runs on fsdp and fsdp2"
+        )
+
+
+def _check_batches(config: DictConfig) -> None:
+    """verl cuts batches into equal parts, and finds out in the first update when that does not work."""
+    actor, num_gpus = config.actor_rollout_ref.actor, config.trainer.n_gpus_per_node * config.trainer.nnodes
+    if actor.use_dynamic_bsz:
+        return
+    rows = actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
+    part = num_gpus * (actor.ppo_micro_batch_size_per_gpu or 1)
+    if rows % part:
+        raise ValueError(
+            f"ppo_mini_batch_size * rollout.n = {rows} samples cannot be cut into micro-batches "
+            f"of {actor.ppo_micro_batch_size_per_gpu} on {num_gpus} devices: change "
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu, or set actor_rollout_ref.actor.use_dynamic_bsz=True"
         )
 
 

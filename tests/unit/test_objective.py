@@ -59,7 +59,9 @@ def logits():
 
 def logits_of(lengths, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(sum(pair), VOCAB, generator=generator, dtype=torch.float64).requires_grad_() for pair in lengths]
+    return [
+        torch.randn(sum(pair), VOCAB, generator=generator, dtype=torch.float64).requires_grad_() for pair in lengths
+    ]
 
 
 def batch_of(samples, *, dp_size=1):
@@ -135,7 +137,9 @@ def test_first_call_equals_a_loop_over_samples(samples, logits):
 
 def test_loss_is_the_mean_over_the_tokens_that_count(samples, logits):
     loss, _, _ = step(samples, logits, micro_batches=[[0, 1, 2, 3]])
-    counted = [v["divergence"][s["response_mask"].bool()] for s, v in zip(samples, per_sample(samples, logits), strict=True)]
+    counted = [
+        v["divergence"][s["response_mask"].bool()] for s, v in zip(samples, per_sample(samples, logits), strict=True)
+    ]
     assert loss == pytest.approx(torch.cat(counted).mean().item(), rel=1e-12)
 
 

@@ -173,7 +173,12 @@ def test_lengths_that_the_student_cannot_hold(make_config, changes, needed, limi
     [
         ({"trd.rewrite.max_prompt_length": 192}, "the refine context", 257, MAX_POSITIONS),
         ({f"{TEACHER}.inference.max_model_len": 192}, "the refine context", 193, 192),
-        ({"data.max_prompt_length": 192, "trd.rewrite.max_prompt_length": 9}, "the vanilla context", 257, MAX_POSITIONS),
+        (
+            {"data.max_prompt_length": 192, "trd.rewrite.max_prompt_length": 9},
+            "the vanilla context",
+            257,
+            MAX_POSITIONS,
+        ),
     ],
 )
 def test_contexts_that_the_teacher_cannot_hold(make_config, changes, context, needed, limit):
@@ -188,7 +193,9 @@ def test_lengths_that_fit_exactly(make_config):
 
 
 def test_more_log_probs_than_there_are_tokens(make_config):
-    assert "trd.objective.top_k=301 exceeds the vocabulary of 300" in refusal(make_config(**{"trd.objective.top_k": 301}))
+    assert "trd.objective.top_k=301 exceeds the vocabulary of 300" in refusal(
+        make_config(**{"trd.objective.top_k": 301})
+    )
 
 
 def test_log_probs_after_sampling_parameters(make_config):
@@ -222,9 +229,9 @@ def test_platform_and_device_that_do_not_agree(make_config, monkeypatch, platfor
 
 
 def test_key_that_nobody_set(make_config):
-    message = refusal(make_config(**{"trd.method": "???", "trd.objective.support": "???"}))
+    message = refusal(make_config(**{"trd.trajectory": "???", "trd.objective.support": "???"}))
     assert message == (
-        "not set: trd.method, trd.objective.support; choose method=, model=, data= and cluster=, or set the keys"
+        "not set: trd.objective.support, trd.trajectory; choose method=, model=, data= and cluster=, or set the keys"
     )
 
 

@@ -28,7 +28,9 @@ def test_math_refine_asks_for_the_answer_where_the_reward_looks_for_it():
     assert prompts.render("math_refine", problem="x", y_o="y").endswith("\\boxed{}.")
 
 
-@pytest.mark.parametrize("content", ["a {{ y_star }} b", "{% raw %}", "<b>&amp;</b>", "  indented\n\n\ttabs ", "\\frac{1}{2}"])
+@pytest.mark.parametrize(
+    "content", ["a {{ y_star }} b", "{% raw %}", "<b>&amp;</b>", "  indented\n\n\ttabs ", "\\frac{1}{2}"]
+)
 def test_texts_are_inserted_as_they_are(content):
     text = prompts.render("tiny_refine", problem=content, y_o="y")
     assert f"Problem: {content}\n" in text

@@ -32,7 +32,9 @@ def step():
     """Wrong to right; right to wrong; unchanged; and one that failed and was masked."""
     return [
         record(rolled_out=10.0, rewrite_span=(10.0, 12.0)),
-        record(y_o_acc=1.0, y_r_acc=0.0, num_cut=4, rolled_out=11.0, rewrite_span=(11.0, 15.0), score_span=(15.0, 16.0)),
+        record(
+            y_o_acc=1.0, y_r_acc=0.0, num_cut=4, rolled_out=11.0, rewrite_span=(11.0, 15.0), score_span=(15.0, 16.0)
+        ),
         record(y_r_ids=[5, 6, 2], y_o_acc=1.0, rolled_out=13.0, rewrite_span=(13.0, 14.0)),
         record(
             verdict=Verdict.FAILED,

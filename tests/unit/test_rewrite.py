@@ -128,7 +128,9 @@ def test_prefill_scorer_asks_for_no_rows_while_generating(make_teacher, rewrite,
         (2, False, "abort", Verdict.FAILED),
     ],
 )
-def test_verdict_and_the_tokens_it_is_about(make_teacher, rewrite, tokenizer, num_tokens, ended, finish_reason, verdict):
+def test_verdict_and_the_tokens_it_is_about(
+    make_teacher, rewrite, tokenizer, num_tokens, ended, finish_reason, verdict
+):
     ids = [5] * num_tokens + [tokenizer.eos_token_id] * ended
     got = rewrite(make_teacher(output_of(ids, finish_reason)))
     assert (got.verdict, got.y_r_ids) == (verdict, ids)

@@ -38,7 +38,12 @@ TRD_OPD = {
     "poll_interval_s": 0.1,
     "health_interval_s": 10,
 }
-OPD = {"trajectory": "y_o", "teacher.context": "vanilla", "teacher.scorer": "prefill", "objective.divergence": "sampled_kl"}
+OPD = {
+    "trajectory": "y_o",
+    "teacher.context": "vanilla",
+    "teacher.scorer": "prefill",
+    "objective.divergence": "sampled_kl",
+}
 GRPO = {**OPD, "teacher.weights": "none", "objective.divergence": "none"}
 
 
@@ -61,7 +66,9 @@ def refusal(changes):
     return str(error)
 
 
-@pytest.mark.parametrize(("changes", "upstream"), [({}, False), (OPD, True), (GRPO, True)], ids=["trd_opd", "opd", "grpo"])
+@pytest.mark.parametrize(
+    ("changes", "upstream"), [({}, False), (OPD, True), (GRPO, True)], ids=["trd_opd", "opd", "grpo"]
+)
 def test_methods_are_valid_and_know_whose_path_they_take(changes, upstream):
     config = build(changes)
     assert isinstance(config, TrdConfig)

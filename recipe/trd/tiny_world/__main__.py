@@ -1,6 +1,7 @@
 """Build the tiny world: `python -m recipe.trd.tiny_world [key=value ...]`; keys: `configs/tiny_world.yaml`."""
 
 import json
+import os
 from pathlib import Path
 
 import hydra
@@ -29,6 +30,9 @@ def summary(card: dict[str, dict[str, float]]) -> Table:
 @hydra.main(config_path=str(_CONFIG_DIR), config_name="tiny_world", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Build what is missing and print what the world is like."""
+    # Read when torch is imported, which the build does later. On a machine shared with other work, threads that spin
+    # while they wait make training several times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     console = Console()
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)

@@ -36,7 +36,7 @@ def sample(
     temperature: float,
     generator: torch.Generator,
 ) -> list[list[int]]:
-    """One response for each prompt.
+    """Token ids of one response for each prompt, with the end-of-turn token if it has one.
 
     Args:
         model: in evaluation mode.
@@ -44,9 +44,6 @@ def sample(
         max_response_tokens: a response without end-of-turn token stops here.
         temperature: 0 is greedy.
         generator: source of randomness; not used when greedy.
-
-    Returns:
-        Token ids of each response, with its end-of-turn token if it has one.
     """
     eos, pad = model.config.eos_token_id, model.config.pad_token_id
     assert pad is not None
