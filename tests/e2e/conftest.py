@@ -1,4 +1,4 @@
-"""Runs of the real thing for the end-to-end tests: `recipe.trd.main` in a process of its own, with Ray, FSDP2 and vLLM."""
+"""Runs of the real thing: `recipe.trd.main` in a process of its own, with Ray, FSDP2 and vLLM."""
 
 import json
 import os

@@ -54,9 +54,7 @@ def answers(world):
             )
             scored = await asyncio.gather(
                 *(
-                    server.generate(
-                        [*prompt, *output.token_ids], {}, uuid4().hex, topk=TOP_K, score_from=len(prompt)
-                    )
+                    server.generate([*prompt, *output.token_ids], {}, uuid4().hex, topk=TOP_K, score_from=len(prompt))
                     for prompt, output in zip(prompts, generated, strict=True)
                 )
             )

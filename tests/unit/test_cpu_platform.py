@@ -1,4 +1,4 @@
-"""The CPU as one of verl's platforms. Adaptations that change the whole process are looked at in a process of their own."""
+"""The CPU as one of verl's platforms, and the other adaptations to a machine without an accelerator."""
 
 import importlib.metadata
 import inspect

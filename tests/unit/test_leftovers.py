@@ -53,10 +53,16 @@ def test_processes_of_the_run_are_ended(guard, start):
 
 
 def test_they_are_ended_after_an_exception_too(guard, start):
-    with pytest.raises(KeyError), guard():
-        process = start()
-        raise KeyError
-    assert not is_running(process)
+    started = []
+
+    def crash():
+        with guard():
+            started.append(start())
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        crash()
+    assert not is_running(started[0])
 
 
 def test_process_whose_parent_is_gone_is_ended(guard, tmp_path):

@@ -1,7 +1,7 @@
 """The objective inside verl's protocol: two calls a micro-batch, jagged batches, denominators over the global batch.
 
-Reductions that depend on the process group (all-reduce of token counts, averaging of gradients) are the engine's and are
-not exercised; the numbers that it would pass in are.
+What depends on the process group (all-reduce of token counts, averaging of gradients) is the engine's and is not
+exercised; the numbers that it would pass in are.
 """
 
 from types import SimpleNamespace

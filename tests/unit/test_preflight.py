@@ -221,6 +221,36 @@ def test_tools_are_refused_for_rewritten_trajectories(make_config):
     assert message.startswith("actor_rollout_ref.rollout.multi_turn.enable=True with trd.trajectory=y_r")
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("trainer.use_v1", False),
+        ("trainer.v1.trainer_mode", "sync"),
+        ("algorithm.use_kl_in_reward", True),
+        ("actor_rollout_ref.model.use_fused_kernels", True),
+        ("actor_rollout_ref.rollout.agent.agent_loop_manager_class", None),
+        ("actor_rollout_ref.rollout.calculate_log_probs", True),
+        ("actor_rollout_ref.actor.use_kl_loss", True),
+        ("actor_rollout_ref.actor.entropy_coeff", 0.1),
+        ("actor_rollout_ref.actor.fsdp_config.pad_to_length", True),
+        ("actor_rollout_ref.actor.strategy", "megatron"),
+        ("distillation.distillation_loss.loss_mode", "k1"),
+        ("distillation.distillation_loss.topk", 32),
+        ("distillation.distillation_loss.use_task_rewards", True),
+        ("distillation.distillation_loss.use_policy_gradient", True),
+    ],
+)
+def test_setting_that_our_objective_would_ignore(make_config, key, value):
+    assert refusal(make_config(**{key: value})).startswith(f"{key}={value}")
+
+
+def test_batch_that_cannot_be_cut_into_equal_parts(make_config):
+    sizes = {"use_dynamic_bsz": False, "ppo_mini_batch_size": 64, "ppo_micro_batch_size_per_gpu": 24}
+    message = refusal(make_config(**{f"actor_rollout_ref.actor.{key}": value for key, value in sizes.items()}))
+    assert message.startswith("ppo_mini_batch_size * rollout.n = 64 samples cannot be cut into micro-batches of 24")
+    assert "set actor_rollout_ref.actor.use_dynamic_bsz=True" in message
+
+
 @pytest.mark.parametrize(("platform", "device"), [("", "cpu"), ("nvidia", "cpu"), ("cpu", "cuda")])
 def test_platform_and_device_that_do_not_agree(make_config, monkeypatch, platform, device):
     monkeypatch.setenv("VERL_PLATFORM", platform)

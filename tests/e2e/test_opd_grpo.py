@@ -62,8 +62,14 @@ def test_grpo_gives_the_metrics_of_verls_own_entry_point(launch, tmp_path):
     assert sorted(got) == sorted(expected) == [1, 2]
     for step, metrics in expected.items():
         assert set(got[step]) == set(metrics)
-        timed = ("timing", "perf/", "actor/perf", "training/global_step")
-        for name in (name for name in metrics if not name.startswith(timed)):
-            assert got[step][name] == pytest.approx(metrics[name], rel=1e-3, abs=1e-4), (step, name)
+        timed = {name for name in metrics if name.startswith("timing") or "perf/" in name}
+        unlike = {
+            name: (got[step][name], metrics[name])
+            for name in set(metrics) - timed
+            # verl logs null for what a batch does not define.
+            if not (got[step][name] is metrics[name] is None)
+            and got[step][name] != pytest.approx(metrics[name], rel=1e-3, abs=1e-4)
+        }
+        assert unlike == {}, step
     # The server got the weights of the first update: its log-probs are the trainer's.
     assert got[2]["training/rollout_probs_diff_mean"] < 1e-3
