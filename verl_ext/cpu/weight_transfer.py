@@ -21,6 +21,8 @@ def limit_waits() -> None:
 
     def init_socket_with_timeout(self: transfer.BucketedWeightSender) -> None:
         init_socket(self)
+        # Sending blocks as well where nobody has connected yet.
+        self.socket.setsockopt(zmq.SNDTIMEO, RECEIVE_TIMEOUT_S * 1000)
         self.socket.setsockopt(zmq.RCVTIMEO, RECEIVE_TIMEOUT_S * 1000)
         self.socket.setsockopt(zmq.LINGER, 0)
 
