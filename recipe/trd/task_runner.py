@@ -19,8 +19,11 @@ class TrdTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
         if config.trd.trajectory == "y_r":
             topk_server.register()
         self._watchdog = watchdog.Watchdog(interval_s=config.trd.health_interval_s, servers=self._servers)
-        super().run(config)
-        self._watchdog.stop()
+        try:
+            super().run(config)
+        finally:
+            # Servers that go down with a failed run are not its cause.
+            self._watchdog.stop()
 
     def _servers(self) -> list[Any]:
         """Handles of the vLLM servers that are up."""

@@ -246,7 +246,8 @@ def test_setting_that_our_objective_would_ignore(make_config, key, value):
 
 def test_batch_that_cannot_be_cut_into_equal_parts(make_config):
     sizes = {"use_dynamic_bsz": False, "ppo_mini_batch_size": 64, "ppo_micro_batch_size_per_gpu": 24}
-    message = refusal(make_config(**{f"actor_rollout_ref.actor.{key}": value for key, value in sizes.items()}))
+    changes = {f"actor_rollout_ref.actor.{key}": value for key, value in sizes.items()}
+    message = refusal(make_config(**changes, **{"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 16}))
     assert message.startswith("ppo_mini_batch_size * rollout.n = 64 samples cannot be cut into micro-batches of 24")
     assert "set actor_rollout_ref.actor.use_dynamic_bsz=True" in message
 
