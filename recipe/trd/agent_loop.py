@@ -77,6 +77,8 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             teacher_prompt_ids=rewrite.context.ids if rewrite.context else None,
         )
         sample = self._rewritten(y_o, rewrite) if accepted else y_o
+        # Graded before the rewrite is attached: verl sends all extra fields to the reward worker.
+        await self._compute_score([sample], kwargs)
         sample.extra_fields["trd"] = record
         sample.extra_fields["rewrite"] = rewrite
         return sample
