@@ -29,8 +29,8 @@ def to_student_rows(topk: TopK, *, num_prompt: int, num_response: int) -> tuple[
     shape = (num_prompt + num_response, topk.ids.shape[1])
     ids, log_probs = torch.zeros(shape, dtype=torch.int32), torch.zeros(shape, dtype=torch.float32)
     rows = slice(num_prompt - 1, num_prompt + num_response - 1)
-    ids[rows] = torch.from_numpy(topk.ids)
-    log_probs[rows] = torch.from_numpy(topk.log_probs)
+    ids[rows] = torch.tensor(topk.ids)
+    log_probs[rows] = torch.tensor(topk.log_probs)
     return ids, log_probs
 
 
