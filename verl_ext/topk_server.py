@@ -55,7 +55,11 @@ class TopKServer(vLLMHttpServer):
             raise ValueError(
                 f"a prompt of {len(prompt_ids)} tokens leaves no room in max_model_len={self.config.max_model_len}"
             )
-        common: dict[str, Any] = {"flat_logprobs": True, "detokenize": False, "output_kind": RequestOutputKind.FINAL_ONLY}
+        common: dict[str, Any] = {
+            "flat_logprobs": True,
+            "detokenize": False,
+            "output_kind": RequestOutputKind.FINAL_ONLY,
+        }
         wanted: dict[str, Any]
         if score_from is None:
             wanted = {**sampling_params, "max_tokens": min(sampling_params["max_tokens"], room), "logprobs": topk}

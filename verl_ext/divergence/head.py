@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from verl_ext.divergence.objective import Head
+from verl_ext.divergence.pointwise import LOG_ZERO
 
 TILE_ROWS = 16384
 """Rows of a half-precision head that are converted at a time."""
@@ -26,14 +27,14 @@ def raw_logits(*, hidden: Tensor, weight: Tensor, out: Tensor) -> None:
 
 
 def finish_logits(*, logits: Tensor, head: Head, num_tokens: int) -> Tensor | None:
-    """Apply bias, soft-cap and temperature to raw logits in place.
+    """Apply bias, soft-cap and temperature to raw logits in place; a bias of -inf becomes LOG_ZERO.
 
     Returns:
         d(finished) / d(raw) [n, V]; None where it is 1.
     """
     slope = None
     if head.bias is not None:
-        logits.add_(head.bias[:num_tokens].to(logits.dtype))
+        logits.add_(head.bias[:num_tokens].to(logits.dtype)).clamp_(min=LOG_ZERO)
     if head.soft_cap is not None:
         logits.div_(head.soft_cap).tanh_()
         slope = 1 - logits.square()

@@ -187,6 +187,7 @@ def _gradient_in_place(job: _Job, chunk: Tensor, buffers: Tensor) -> Tensor:
     size = max(1, BLOCK_BYTES[_kind(buffers)] // (buffers.shape[-1] * buffers.itemsize))
     top_k = diagnostic_top_k(job.objective, job.teacher)
     parts = []
+    probs = torch.empty_like(buffers[:, :size])
     for start in range(0, len(chunk), size):
         rows = chunk[start : start + size]
         logits = buffers[:, start : start + size]
@@ -194,8 +195,8 @@ def _gradient_in_place(job: _Job, chunk: Tensor, buffers: Tensor) -> Tensor:
         if isinstance(job.teacher, Head):
             finish_logits(logits=logits[1], head=job.teacher, num_tokens=job.num_tokens)
         block = Block(
-            student=softmax_in_place(logits[0]),
-            teacher=softmax_in_place(logits[1]) if isinstance(job.teacher, Head) else None,
+            student=softmax_in_place(logits[0], probs=probs[0, : len(rows)]),
+            teacher=softmax_in_place(logits[1], probs=probs[1, : len(rows)]) if len(buffers) > 1 else None,
             top_k=_rows_of_top_k(job.teacher, rows) if isinstance(job.teacher, TopK) else None,
             ids=_column(job.tokens.ids, rows),
             old_log_probs=_column(job.tokens.old_log_probs, rows),

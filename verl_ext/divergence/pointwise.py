@@ -24,15 +24,23 @@ LOG_ZERO = -1e30
 
 @dataclass(frozen=True, kw_only=True)
 class LogProbs:
-    """Natural logarithms of probabilities [n, E] on the same E entries, each >= LOG_ZERO.
+    """Natural logarithms of probabilities [n, E] on the same E entries, each >= LOG_ZERO, and the probabilities.
 
-    `teacher` is None for divergences that need none; `old` holds those of the policy that sampled, for a support of
-    one sampled token, None where it is the current one.
+    The student's tensors must be left alone; the teacher's may be overwritten, which spares memory and time when E is
+    the vocabulary. Divergences that need no teacher ignore it. `old` [n, 1] holds the log-probabilities of the policy
+    that sampled, for a support of one sampled token; None where it is the current one.
     """
 
     student: Tensor
     teacher: Tensor
+    student_probs: Tensor
+    teacher_probs: Tensor
     old: Tensor | None = None
+
+
+def log_probs_of(*, student: Tensor, teacher: Tensor, old: Tensor | None = None) -> LogProbs:
+    """LogProbs whose probabilities are not known yet."""
+    return LogProbs(student=student, teacher=teacher, student_probs=student.exp(), teacher_probs=teacher.exp(), old=old)
 
 
 Terms = tuple[Tensor, Tensor]
@@ -41,15 +49,14 @@ Terms = tuple[Tensor, Tensor]
 
 def forward_kl(log_probs: LogProbs, _: Term) -> Terms:
     """KL(teacher || student): p_T (log p_T - log p_S). Source: TRD, arXiv 2606.08432; GKD, arXiv 2306.13649."""
-    teacher_probs = log_probs.teacher.exp()
-    return (log_probs.teacher - log_probs.student).mul_(teacher_probs), teacher_probs.neg_()
+    terms = log_probs.teacher.sub_(log_probs.student).mul_(log_probs.teacher_probs)
+    return terms, log_probs.teacher_probs.neg_()
 
 
 def reverse_kl(log_probs: LogProbs, _: Term) -> Terms:
     """KL(student || teacher): p_S (log p_S - log p_T). Source: Fu et al., arXiv 2603.25562."""
-    student_probs = log_probs.student.exp()
-    terms = (log_probs.student - log_probs.teacher).mul_(student_probs)
-    return terms, student_probs.add_(terms)
+    terms = log_probs.teacher.neg_().add_(log_probs.student).mul_(log_probs.student_probs)
+    return terms, torch.add(terms, log_probs.student_probs, out=log_probs.teacher_probs)
 
 
 def jsd(log_probs: LogProbs, term: Term) -> Terms:
@@ -64,11 +71,11 @@ def jsd(log_probs: LogProbs, term: Term) -> Terms:
     assert beta is not None, "Term refuses a jsd without beta"
     if beta in (0.0, 1.0):
         return forward_kl(log_probs, term) if beta == 0.0 else reverse_kl(log_probs, term)
-    student_probs, teacher_probs = log_probs.student.exp(), log_probs.teacher.exp()
-    log_mixture = ((1 - beta) * student_probs).add_(teacher_probs, alpha=beta).log_().clamp_(min=LOG_ZERO)
-    derivative = (log_probs.student - log_mixture).mul_(student_probs).mul_(1 - beta)
-    terms = (log_probs.teacher - log_mixture).mul_(teacher_probs).mul_(beta).add_(derivative)
-    return terms, derivative
+    mixture = (log_probs.student_probs * (1 - beta)).add_(log_probs.teacher_probs, alpha=beta)
+    log_mixture = mixture.log_().clamp_(min=LOG_ZERO)
+    terms = log_probs.teacher.sub_(log_mixture).mul_(log_probs.teacher_probs).mul_(beta)
+    derivative = log_mixture.neg_().add_(log_probs.student).mul_(log_probs.student_probs).mul_(1 - beta)
+    return terms.add_(derivative), derivative
 
 
 def cross_entropy(log_probs: LogProbs, _: Term) -> Terms:

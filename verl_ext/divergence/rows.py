@@ -29,13 +29,15 @@ def output_names(objective: Objective, teacher: Head | TopK | None) -> list[str]
 def evaluate_block(block: Block, *, objective: Objective, weights: Tensor, top_k: int | None) -> list[Tensor]:
     """Values [n] in the order of `output_names`; the block holds d(sum_n weights[n] * token_loss[n]) afterwards."""
     teacher_entropy = _teacher_entropy(block)
+    diagnostics = _diagnostics(block, teacher_entropy, top_k)
     token_loss = torch.zeros_like(weights)
     outputs = []
-    for term in objective.terms:
+    for index, term in enumerate(objective.terms, start=1):
+        block.is_last_term = index == len(objective.terms)
         counted, values = _evaluate_term(block, term, weights=weights, teacher_entropy=teacher_entropy)
         token_loss += term.coef * counted
         outputs += values
-    return [token_loss, *outputs, *_diagnostics(block, teacher_entropy, top_k)]
+    return [token_loss, *outputs, *diagnostics]
 
 
 def _evaluate_term(
@@ -89,7 +91,7 @@ def _diagnostics(block: Block, teacher_entropy: Tensor | None, top_k: int | None
     """Entropies, agreement, and mass and overlap of the teacher's top-k."""
     values = [block.student.entropy()]
     if teacher_entropy is not None:
-        values += [teacher_entropy, (block.student.argmax == _teacher_argmax(block)).to(teacher_entropy.dtype)]
+        values += [teacher_entropy, _agreement(block)]
     if top_k is None:
         return values
     ids, log_probs = block.teacher_top(top_k)
@@ -103,8 +105,11 @@ def _diagnostics(block: Block, teacher_entropy: Tensor | None, top_k: int | None
     ]
 
 
-def _teacher_argmax(block: Block) -> Tensor:
+def _agreement(block: Block) -> Tensor:
+    """1 where both sides prefer the same token, 0 elsewhere; [n]."""
     if block.teacher is not None:
-        return block.teacher.argmax
-    assert block.top_k is not None, "without a teacher there are no diagnostics of it"
-    return block.top_k.ids.gather(-1, block.top_k.log_probs.argmax(-1, keepdim=True)).squeeze(-1)
+        preferred = block.teacher.argmax
+    else:
+        assert block.top_k is not None, "without a teacher there are no diagnostics of it"
+        preferred = block.top_k.ids.gather(-1, block.top_k.log_probs.argmax(-1, keepdim=True)).squeeze(-1)
+    return (block.student.argmax == preferred).to(block.student.probs.dtype)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from verl_ext.divergence.objective import Term, TopK
-from verl_ext.divergence.pointwise import LOG_ZERO, LogProbs
+from verl_ext.divergence.pointwise import LOG_ZERO, LogProbs, log_probs_of
 
 TAIL_RESOLUTION = 8 * torch.finfo(torch.float32).eps
 """What float32 log-probabilities of a top-k leave below this is no knowledge of the tail, but rounding."""
@@ -29,7 +29,10 @@ class Softmax:
 
     def entropy(self) -> Tensor:
         """[n], nats."""
-        return -torch.linalg.vecdot(self.probs, self.log_probs)
+        if self.probs.device.type != "cpu":
+            return -torch.linalg.vecdot(self.probs, self.log_probs)
+        # On a CPU, vecdot writes all products down before it sums them.
+        return -torch.stack([torch.dot(*row) for row in zip(self.probs, self.log_probs, strict=True)])
 
     def top(self, top_k: int) -> tuple[Tensor, Tensor]:
         """ids and log-probs [n, k] of the most probable tokens."""
@@ -43,7 +46,8 @@ class Softmax:
 class Block:
     """A block of rows, and the derivative by the student's log-probabilities that its terms have left so far.
 
-    `teacher` is None where the teacher is a `top_k` or nobody. ids and old_log_probs are [n, 1].
+    `teacher` is None where the teacher is a `top_k` or nobody. ids and old_log_probs are [n, 1]. The last term may
+    overwrite the teacher's tensors.
     """
 
     student: Softmax
@@ -51,6 +55,7 @@ class Block:
     top_k: TopK | None
     ids: Tensor | None
     old_log_probs: Tensor | None
+    is_last_term: bool = False
     dense: Tensor | None = None
     sparse: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
@@ -92,26 +97,50 @@ class Events:
     ids: Tensor | None = None
 
 
-def softmax_in_place(logits: Tensor) -> Softmax:
-    """Softmax of rows; their memory becomes the log-probabilities, where -inf is LOG_ZERO.
+def softmax_in_place(logits: Tensor, *, probs: Tensor) -> Softmax:
+    """Softmax of finite rows; their memory becomes the log-probabilities, that of `probs` the probabilities.
 
     The log-sum-exp is subtracted in two parts: rounding one number of size 10 would shift all log-probabilities of a
     row alike, and that error, unlike those of single entries, does not average out.
     """
-    highest, argmax = logits.max(-1, keepdim=True)
-    probs = (logits - highest).exp_()
+    highest, argmax = _highest(logits)
+    torch.sub(logits, highest, out=probs).exp_()
     total = probs.sum(-1, keepdim=True)
-    probs.div_(total)
+    probs.mul_(total.reciprocal())
     exact = highest.double() + total.double().log()
     rounded = exact.to(logits.dtype)
-    logits.sub_(rounded).sub_((exact - rounded).to(logits.dtype)).clamp_(min=LOG_ZERO)
-    return Softmax(log_probs=logits, probs=probs, argmax=argmax.squeeze(-1))
+    logits.sub_(rounded).sub_((exact - rounded).to(logits.dtype))
+    return Softmax(log_probs=logits, probs=probs, argmax=argmax)
+
+
+def _highest(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum [n, 1] and its position [n]. Maxima are fast, searching positions is not: search in one piece of 128."""
+    width = rows.shape[-1] // 128 * 128
+    if width == 0:
+        highest, position = rows.max(-1, keepdim=True)
+        return highest, position.squeeze(-1)
+    pieces = rows[:, :width].unflatten(-1, (-1, 128))
+    highest, piece = pieces.amax(-1).max(-1, keepdim=True)
+    inside = pieces[torch.arange(len(rows), device=rows.device), piece.squeeze(-1)].argmax(-1)
+    position = piece.squeeze(-1) * 128 + inside
+    if width == rows.shape[-1]:
+        return highest, position
+    last, where = rows[:, width:].max(-1, keepdim=True)
+    position = torch.where((last > highest).squeeze(-1), width + where.squeeze(-1), position)
+    return torch.maximum(highest, last), position
 
 
 def full(block: Block, _: Term) -> Events:
     """Every token is an event."""
-    assert block.teacher is not None, "check_fit refuses full support without the teacher's vocabulary"
-    log_probs = LogProbs(student=block.student.log_probs, teacher=block.teacher.log_probs)
+    student, teacher = block.student, block.teacher
+    assert teacher is not None, "check_fit refuses full support without the teacher's vocabulary"
+    keep = (lambda tensor: tensor) if block.is_last_term else Tensor.clone
+    log_probs = LogProbs(
+        student=student.log_probs,
+        teacher=keep(teacher.log_probs),
+        student_probs=student.probs,
+        teacher_probs=keep(teacher.probs),
+    )
     return Events(log_probs=log_probs, pull=block.add_dense)
 
 
@@ -125,7 +154,7 @@ def sampled(block: Block, _: Term) -> Events:
         teacher = block.top_k.sampled_log_probs.to(student).unsqueeze(-1).clamp(min=LOG_ZERO)
     else:
         teacher = torch.zeros_like(student)
-    log_probs = LogProbs(student=student, teacher=teacher, old=block.old_log_probs)
+    log_probs = log_probs_of(student=student, teacher=teacher, old=block.old_log_probs)
     return Events(log_probs=log_probs, pull=lambda derivative: _add_sparse(block, block.ids, derivative))
 
 
@@ -158,7 +187,7 @@ def _with_tail(block: Block, term: Term, ids: Tensor, teacher: Tensor) -> Events
     if term.tail in ("renormalize", "renormalize_teacher"):
         teacher = teacher.log_softmax(-1)
     if term.tail != "renormalize":
-        log_probs = LogProbs(student=student, teacher=teacher)
+        log_probs = log_probs_of(student=student, teacher=teacher)
         return Events(log_probs=log_probs, ids=ids, pull=lambda derivative: _add_sparse(block, ids, derivative))
 
     student = student.log_softmax(-1)
@@ -166,7 +195,7 @@ def _with_tail(block: Block, term: Term, ids: Tensor, teacher: Tensor) -> Events
     def pull(derivative: Tensor) -> None:
         _add_sparse(block, ids, derivative - student.exp() * derivative.sum(-1, keepdim=True))
 
-    return Events(log_probs=LogProbs(student=student, teacher=teacher), ids=ids, pull=pull)
+    return Events(log_probs=log_probs_of(student=student, teacher=teacher), ids=ids, pull=pull)
 
 
 def _with_bucket(block: Block, ids: Tensor, student: Tensor, teacher: Tensor) -> Events:
@@ -183,7 +212,9 @@ def _with_bucket(block: Block, ids: Tensor, student: Tensor, teacher: Tensor) ->
         _add_sparse(block, ids, derivative[:, :-1])
         block.add_dense(spread.mul_(derivative[:, -1:]))
 
-    log_probs = LogProbs(student=torch.cat([student, student_rest], -1), teacher=torch.cat([teacher, teacher_rest], -1))
+    log_probs = log_probs_of(
+        student=torch.cat([student, student_rest], -1), teacher=torch.cat([teacher, teacher_rest], -1)
+    )
     return Events(log_probs=log_probs, ids=ids, pull=pull)
 
 
