@@ -53,10 +53,10 @@ def hidden_gradient(*, gradient: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
-def add_weight_gradient(*, gradient: Tensor, hidden: Tensor, out: Tensor) -> None:
-    """out [V, d] += gradient [c, V]^T @ hidden [c, d]."""
+def weight_gradient(*, gradient: Tensor, hidden: Tensor, out: Tensor, accumulate: bool) -> None:
+    """out [V, d] = gradient [c, V]^T @ hidden [c, d], or += with `accumulate`."""
     for tile in _tiles(out, hidden.dtype if hidden.is_cuda else out.dtype):
-        _multiply(gradient[:, tile].t(), hidden, out=out[tile], accumulate=True)
+        _multiply(gradient[:, tile].t(), hidden, out=out[tile], accumulate=accumulate)
 
 
 def _tiles(rows: Tensor, dtype: torch.dtype) -> Iterator[slice]:

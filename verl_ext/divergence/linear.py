@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from verl_ext.divergence.head import (
-    add_weight_gradient,
     finish_logits,
     hidden_gradient,
     raw_logits,
+    weight_gradient,
     working_dtype,
 )
 from verl_ext.divergence.objective import Head, Objective, Tokens, TopK, check_fit
 from verl_ext.divergence.rows import diagnostic_top_k, evaluate_block, output_names
 from verl_ext.divergence.support import Block, softmax_in_place
 
-CHUNK_BYTES = {"cpu": 224 << 20, "cuda": 768 << 20}
+CHUNK_BYTES = {"cpu": 200 << 20, "cuda": 768 << 20}
 """Memory of the [chunk, V] buffers together; changes memory and speed, not numbers."""
 
 BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 48 << 20}
@@ -73,6 +73,10 @@ def linear_divergence(
     check_fit(objective=objective, teacher=teacher, tokens=tokens)
     num_tokens = _vocabulary(student, teacher, vocab_size)
     _check_rows(student, teacher, tokens)
+    if isinstance(teacher, TopK):
+        _check_ids(teacher.ids, tokens, num_tokens)
+    if tokens.ids is not None and any(term.support == "sampled" for term in objective.terms):
+        _check_ids(tokens.ids, tokens, num_tokens)
     job = _Job(student=student, teacher=_detached(teacher), tokens=tokens, objective=objective, num_tokens=num_tokens)
     loss, *values = _LinearDivergence.apply(student.hidden, student.weight, student.bias, job)
     return LinearDivergence(loss=loss, tokens=dict(zip(output_names(objective, teacher), values, strict=True)))
@@ -137,15 +141,14 @@ def _all_chunks(job: _Job, needs_gradient: tuple[bool, ...]) -> tuple[Tensor, _G
     rows = job.tokens.weights.nonzero().squeeze(-1)
     names = output_names(job.objective, teacher)
     outputs = torch.zeros(len(names), len(student.hidden), dtype=dtype, device=student.hidden.device)
-    gradients = _no_gradients(student, needs_gradient, dtype)
+    gradients = _no_gradients(job, needs_gradient, dtype, num_rows=len(rows))
 
     num_buffers = 2 if isinstance(teacher, Head) else 1
     size = _chunk_rows(len(rows), num_buffers * job.num_tokens * dtype.itemsize, student.hidden.device.type)
     buffers = student.hidden.new_empty((num_buffers, size, job.num_tokens), dtype=dtype)
-    for chunk in rows.split(size) if len(rows) > 0 else ():
-        hidden = student.hidden[chunk].to(dtype) if dtype != student.hidden.dtype else student.hidden[chunk]
+    for index, chunk in enumerate(rows.split(size) if len(rows) > 0 else ()):
         logits = buffers[0, : len(chunk)]
-        raw_logits(hidden=hidden, weight=student.weight[: job.num_tokens], out=logits)
+        raw_logits(hidden=student.hidden[chunk], weight=student.weight[: job.num_tokens], out=logits)
         if isinstance(teacher, Head):
             raw_logits(
                 hidden=teacher.hidden[chunk],
@@ -153,7 +156,7 @@ def _all_chunks(job: _Job, needs_gradient: tuple[bool, ...]) -> tuple[Tensor, _G
                 out=buffers[1, : len(chunk)],
             )
         outputs[:, chunk] = _gradient_in_place(job, chunk, buffers[:, : len(chunk)])
-        _collect(job, chunk, logits, gradients)
+        _collect(job, chunk, logits, gradients, is_first=index == 0)
     return outputs, _Gradients(
         hidden=gradients.hidden,
         weight=None if gradients.weight is None else gradients.weight.to(student.weight.dtype),
@@ -161,23 +164,28 @@ def _all_chunks(job: _Job, needs_gradient: tuple[bool, ...]) -> tuple[Tensor, _G
     )
 
 
-def _no_gradients(student: Head, needs_gradient: tuple[bool, ...], dtype: torch.dtype) -> _Gradients:
-    hidden, weight, bias = needs_gradient
+def _no_gradients(job: _Job, needs_gradient: tuple[bool, ...], dtype: torch.dtype, *, num_rows: int) -> _Gradients:
+    """Zeros; but where rows follow, the first chunk will write the head's gradient, which is large, not add to it."""
+    student, (hidden, weight, bias) = job.student, needs_gradient
+    weight_out = torch.empty_like(student.weight, dtype=dtype) if weight else None
+    if weight_out is not None:
+        weight_out[job.num_tokens if num_rows > 0 else 0 :] = 0
     return _Gradients(
         hidden=torch.zeros_like(student.hidden) if hidden else None,
-        weight=torch.zeros_like(student.weight, dtype=dtype) if weight else None,
+        weight=weight_out,
         bias=torch.zeros_like(student.bias, dtype=dtype) if bias and student.bias is not None else None,
     )
 
 
-def _collect(job: _Job, chunk: Tensor, gradient: Tensor, gradients: _Gradients) -> None:
+def _collect(job: _Job, chunk: Tensor, gradient: Tensor, gradients: _Gradients, *, is_first: bool) -> None:
     """Turn d(loss)/d(raw logits) [c, V] of a chunk into its share of the three gradients."""
     student = job.student
     if gradients.hidden is not None:
         product = hidden_gradient(gradient=gradient, weight=student.weight[: job.num_tokens])
         gradients.hidden[chunk] = product.to(gradients.hidden.dtype)
     if gradients.weight is not None:
-        add_weight_gradient(gradient=gradient, hidden=student.hidden[chunk], out=gradients.weight[: job.num_tokens])
+        out = gradients.weight[: job.num_tokens]
+        weight_gradient(gradient=gradient, hidden=student.hidden[chunk], out=out, accumulate=not is_first)
     if gradients.bias is not None:
         gradients.bias[: job.num_tokens] += gradient.sum(0)
 
@@ -261,6 +269,15 @@ def _vocabulary(student: Head, teacher: Head | TopK | None, vocab_size: int | No
     if not 0 < vocab_size <= min(sizes):
         raise ValueError(f"vocab_size {vocab_size} does not fit heads with {sizes} rows")
     return vocab_size
+
+
+def _check_ids(ids: Tensor, tokens: Tokens, num_tokens: int) -> None:
+    """ValueError where a row that counts names a token outside the real vocabulary."""
+    counted = ids[tokens.weights != 0]
+    if counted.numel() > 0:
+        low, high = (int(bound) for bound in counted.aminmax())
+        if low < 0 or high >= num_tokens:
+            raise ValueError(f"token {low if low < 0 else high} does not exist in a vocabulary of {num_tokens}")
 
 
 def _check_rows(student: Head, teacher: Head | TopK | None, tokens: Tokens) -> None:
