@@ -19,7 +19,7 @@ MAY_NOT_IMPORT = {
     "recipe/trd/records.py": {"verl", "verl_ext", "torch", "transformers", "ray"},
     "recipe/trd/alignment.py": {"verl", "verl_ext", "ray"},
     "recipe/trd/contexts.py": {"verl", "verl_ext", "torch", "ray"},
-    "verl_ext/divergence.py": {"verl", "vllm", "ray"},
+    "verl_ext/divergence/**/*.py": {"verl", "vllm", "ray"},
 }
 
 

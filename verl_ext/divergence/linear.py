@@ -1,0 +1,301 @@
+"""Divergences straight from hidden rows and output heads, without a [tokens, vocabulary] tensor.
+
+The loss is sum_n w_n * D_n with weights w that are known beforehand, so each chunk of rows can form its gradient at
+once: logits of both sides, value, d(loss)/d(logits) in the place of the student's logits, and from it the gradients of
+hidden rows and head. Memory is two [chunk, V] buffers (one for a top-k teacher) and, if it trains, the head's gradient.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from verl_ext.divergence.head import (
+    finish_logits,
+    hidden_gradient,
+    raw_logits,
+    weight_gradient,
+    working_dtype,
+)
+from verl_ext.divergence.objective import Head, Objective, Tokens, TopK, check_fit
+from verl_ext.divergence.rows import diagnostic_top_k, evaluate_block, output_names
+from verl_ext.divergence.support import Block, softmax_in_place
+
+CHUNK_BYTES = {"cpu": 244 << 20, "cuda": 768 << 20}
+"""Memory of the [chunk, V] buffers together; changes memory and speed, not numbers. On a CPU, matrix products lose a
+fifth of their speed below 192 rows: that many fit for a vocabulary of 151,936."""
+
+BLOCK_BYTES = {"cpu": 1 << 20, "cuda": 48 << 20}
+"""Size of the temporaries [rows, V] of the work on the logits: on a CPU they should stay in the cache."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearDivergence:
+    """`loss` (scalar, with a graph) and `tokens`: values per row [N] without one, 0 for rows of weight 0."""
+
+    loss: Tensor
+    tokens: dict[str, Tensor]
+
+
+def linear_divergence(
+    *,
+    student: Head,
+    teacher: Head | TopK | None,
+    tokens: Tokens,
+    objective: Objective,
+    vocab_size: int | None = None,
+) -> LinearDivergence:
+    """Loss sum_n tokens.weights[n] * D_n with gradients of the student's hidden rows, head and bias.
+
+    Computed in at least float32; float64 stays float64. Rows of weight 0 are never touched, whatever they hold. The
+    sum is over the rows given: with weights mask / (global token count) any split of the rows into micro-batches, or
+    over Ulysses ranks, adds up to the same loss and gradient.
+
+    Args:
+        student: gradients flow to hidden, weight and bias where they require one.
+        teacher: a `Head` on the same rows, a `TopK`, or None for cross_entropy alone. Never gets a gradient.
+        tokens: weights of the rows, and what was sampled there.
+        objective: the terms.
+        vocab_size: number of real tokens; heads may have padding rows behind them, which take no part in any softmax
+            and get the gradient 0. None where both heads have no padding; heads of different size need it.
+
+    Returns:
+        The loss, and per row: `token_loss` (what the loss sums, before the weight), the value of each term under the
+        name of its divergence (before position clip, gate and coefficient), `<name>_clipped` and `<name>_gate` where
+        it has these, `student_entropy`, `teacher_entropy` (of top-k and rest for a `TopK` without entropy),
+        `argmax_agreement`, and with a k `teacher_mass`, `student_mass` (probability of the top-k) and `overlap` (the
+        fraction of the teacher's top-k in the student's).
+
+    Raises:
+        ValueError: shapes that do not fit, heads of different size without vocab_size, an objective that this teacher
+            cannot serve.
+    """
+    check_fit(objective=objective, teacher=teacher, tokens=tokens)
+    num_tokens = _vocabulary(student, teacher, vocab_size)
+    _check_rows(student, teacher, tokens)
+    if isinstance(teacher, TopK):
+        _check_ids(teacher.ids, tokens, num_tokens)
+    if tokens.ids is not None and any(term.support == "sampled" for term in objective.terms):
+        _check_ids(tokens.ids, tokens, num_tokens)
+    job = _Job(student=student, teacher=_detached(teacher), tokens=tokens, objective=objective, num_tokens=num_tokens)
+    loss, *values = _LinearDivergence.apply(student.hidden, student.weight, student.bias, job)
+    return LinearDivergence(loss=loss, tokens=dict(zip(output_names(objective, teacher), values, strict=True)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    student: Head
+    teacher: Head | TopK | None
+    tokens: Tokens
+    objective: Objective
+    num_tokens: int
+
+
+@dataclass(kw_only=True)
+class _Gradients:
+    """Of the scalar loss, in the working type; None where nobody asks."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class _LinearDivergence(torch.autograd.Function):
+    """Forms the gradients in the forward pass; the backward pass scales them by the upstream scalar, once."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
+        student = Head(
+            hidden=hidden,
+            weight=weight,
+            bias=bias,
+            soft_cap=job.student.soft_cap,
+            temperature=job.student.temperature,
+        )
+        with torch.autocast(hidden.device.type, enabled=False):
+            outputs, gradients = _all_chunks(replace(job, student=student), ctx.needs_input_grad[:3])
+        weights = job.tokens.weights
+        counted = torch.where(weights == 0, 0, outputs[0] * weights.to(outputs.dtype))
+        loss = counted.double().sum().to(outputs.dtype)
+        ctx.gradients = (gradients.hidden, gradients.weight, gradients.bias)
+        values = outputs.unbind()
+        ctx.mark_non_differentiable(*values)
+        return loss, *values
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of linear_divergence were formed for one backward pass and are gone")
+        gradients, ctx.gradients = ctx.gradients, None
+        if scale.device.type != "cpu" or scale.item() != 1:
+            for gradient in gradients:
+                if gradient is not None:
+                    gradient.mul_(scale.to(gradient.dtype))
+        return *gradients, None
+
+
+def _all_chunks(job: _Job, needs_gradient: tuple[bool, ...]) -> tuple[Tensor, _Gradients]:
+    """Outputs [names, N] and the gradients, in the types of what they belong to."""
+    student, teacher = job.student, job.teacher
+    dtype = working_dtype(student.hidden, student.weight)
+    rows = job.tokens.weights.nonzero().squeeze(-1)
+    names = output_names(job.objective, teacher)
+    outputs = torch.zeros(len(names), len(student.hidden), dtype=dtype, device=student.hidden.device)
+    gradients = _no_gradients(job, needs_gradient, dtype, num_rows=len(rows))
+
+    num_buffers = 2 if isinstance(teacher, Head) else 1
+    size = _chunk_rows(len(rows), num_buffers * job.num_tokens * dtype.itemsize, student.hidden.device.type)
+    buffers = student.hidden.new_empty((num_buffers, size, job.num_tokens), dtype=dtype)
+    for index, chunk in enumerate(rows.split(size) if len(rows) > 0 else ()):
+        logits = buffers[0, : len(chunk)]
+        raw_logits(hidden=student.hidden[chunk], weight=student.weight[: job.num_tokens], out=logits)
+        if isinstance(teacher, Head):
+            raw_logits(
+                hidden=teacher.hidden[chunk],
+                weight=teacher.weight[: job.num_tokens],
+                out=buffers[1, : len(chunk)],
+            )
+        outputs[:, chunk] = _gradient_in_place(job, chunk, buffers[:, : len(chunk)])
+        _collect(job, chunk, logits, gradients, is_first=index == 0)
+    return outputs, _Gradients(
+        hidden=gradients.hidden,
+        weight=None if gradients.weight is None else gradients.weight.to(student.weight.dtype),
+        bias=None if gradients.bias is None or student.bias is None else gradients.bias.to(student.bias.dtype),
+    )
+
+
+def _no_gradients(job: _Job, needs_gradient: tuple[bool, ...], dtype: torch.dtype, *, num_rows: int) -> _Gradients:
+    """Zeros; but where rows follow, the first chunk will write the head's gradient, which is large, not add to it."""
+    student, (hidden, weight, bias) = job.student, needs_gradient
+    weight_out = torch.empty_like(student.weight, dtype=dtype) if weight else None
+    if weight_out is not None:
+        weight_out[job.num_tokens if num_rows > 0 else 0 :] = 0
+    return _Gradients(
+        hidden=torch.zeros_like(student.hidden) if hidden else None,
+        weight=weight_out,
+        bias=torch.zeros_like(student.bias, dtype=dtype) if bias and student.bias is not None else None,
+    )
+
+
+def _collect(job: _Job, chunk: Tensor, gradient: Tensor, gradients: _Gradients, *, is_first: bool) -> None:
+    """Turn d(loss)/d(raw logits) [c, V] of a chunk into its share of the three gradients."""
+    student = job.student
+    if gradients.hidden is not None:
+        product = hidden_gradient(gradient=gradient, weight=student.weight[: job.num_tokens])
+        gradients.hidden[chunk] = product.to(gradients.hidden.dtype)
+    if gradients.weight is not None:
+        out = gradients.weight[: job.num_tokens]
+        weight_gradient(gradient=gradient, hidden=student.hidden[chunk], out=out, accumulate=not is_first)
+    if gradients.bias is not None:
+        gradients.bias[: job.num_tokens] += gradient.sum(0)
+
+
+def _gradient_in_place(job: _Job, chunk: Tensor, buffers: Tensor) -> Tensor:
+    """Outputs [names, c] of a chunk; its raw student logits (buffer 0) become d(loss)/d(raw logits)."""
+    size = max(1, BLOCK_BYTES[_kind(buffers)] // (buffers.shape[-1] * buffers.itemsize))
+    top_k = diagnostic_top_k(job.objective, job.teacher)
+    parts = []
+    probs = torch.empty_like(buffers[:, :size])
+    for start in range(0, len(chunk), size):
+        rows = chunk[start : start + size]
+        logits = buffers[:, start : start + size]
+        slope = finish_logits(logits=logits[0], head=job.student, num_tokens=job.num_tokens)
+        if isinstance(job.teacher, Head):
+            finish_logits(logits=logits[1], head=job.teacher, num_tokens=job.num_tokens)
+        block = Block(
+            student=softmax_in_place(logits[0], probs=probs[0, : len(rows)]),
+            teacher=softmax_in_place(logits[1], probs=probs[1, : len(rows)]) if len(buffers) > 1 else None,
+            top_k=_rows_of_top_k(job.teacher, rows) if isinstance(job.teacher, TopK) else None,
+            ids=_column(job.tokens.ids, rows),
+            old_log_probs=_column(job.tokens.old_log_probs, rows),
+        )
+        weights = job.tokens.weights[rows].to(buffers.dtype)
+        values = evaluate_block(block, objective=job.objective, weights=weights, top_k=top_k)
+        parts.append(torch.stack(values))
+        block.logits_gradient(out=logits[0])
+        if slope is not None:
+            logits[0].mul_(slope)
+    return torch.cat(parts, -1)
+
+
+def _chunk_rows(num_rows: int, row_bytes: int, device_type: str) -> int:
+    """Rows of a chunk: what the budget allows, evened out over the number of chunks that this makes, in sixteens."""
+    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // row_bytes)
+    num_chunks = max(1, -(-num_rows // most))
+    even = max(1, -(-num_rows // num_chunks))
+    return min(most, -(-even // 16) * 16, max(1, num_rows))
+
+
+def _kind(tensor: Tensor) -> str:
+    return "cpu" if tensor.device.type == "cpu" else "cuda"
+
+
+def _rows_of_top_k(target: TopK, rows: Tensor) -> TopK:
+    return TopK(
+        ids=target.ids[rows].long(),
+        log_probs=target.log_probs[rows],
+        entropy=None if target.entropy is None else target.entropy[rows],
+        sampled_log_probs=None if target.sampled_log_probs is None else target.sampled_log_probs[rows],
+    )
+
+
+def _column(values: Tensor | None, rows: Tensor) -> Tensor | None:
+    if values is None:
+        return None
+    column = values[rows].unsqueeze(-1)
+    return column if column.is_floating_point() else column.long()
+
+
+def _detached(teacher: Head | TopK | None) -> Head | TopK | None:
+    """The teacher's tensors without a graph; they reach the function beside autograd's inputs."""
+    if teacher is None:
+        return None
+    tensors: dict[str, Any] = {
+        name: value.detach() for name, value in vars(teacher).items() if isinstance(value, Tensor)
+    }
+    return replace(teacher, **tensors)
+
+
+def _vocabulary(student: Head, teacher: Head | TopK | None, vocab_size: int | None) -> int:
+    """Number of real tokens; ValueError where that is not certain."""
+    sizes = [len(head.weight) for head in (student, teacher) if isinstance(head, Head)]
+    if vocab_size is None:
+        if len(set(sizes)) > 1:
+            raise ValueError(
+                f"the heads have {sizes[0]} (student) and {sizes[1]} (teacher) rows: some are padding; "
+                "give vocab_size, the number of tokens that both have"
+            )
+        return sizes[0]
+    if not 0 < vocab_size <= min(sizes):
+        raise ValueError(f"vocab_size {vocab_size} does not fit heads with {sizes} rows")
+    return vocab_size
+
+
+def _check_ids(ids: Tensor, tokens: Tokens, num_tokens: int) -> None:
+    """ValueError where a row that counts names a token outside the real vocabulary."""
+    counted = ids[tokens.weights != 0]
+    if counted.numel() > 0:
+        low, high = (int(bound) for bound in counted.aminmax())
+        if low < 0 or high >= num_tokens:
+            raise ValueError(f"token {low if low < 0 else high} does not exist in a vocabulary of {num_tokens}")
+
+
+def _check_rows(student: Head, teacher: Head | TopK | None, tokens: Tokens) -> None:
+    """ValueError where two tensors disagree about the number of rows or a head does not fit its hidden rows."""
+    num_rows = len(student.hidden)
+    given = {f"tokens.{name}": value for name, value in vars(tokens).items()}
+    if teacher is not None:
+        given |= {f"teacher.{name}": value for name, value in vars(teacher).items() if name not in ("weight", "bias")}
+    for name, value in given.items():
+        if isinstance(value, Tensor) and len(value) != num_rows:
+            raise ValueError(f"{name} has {len(value)} rows, student.hidden has {num_rows}")
+    for name, head in (("student", student), ("teacher", teacher)):
+        if isinstance(head, Head) and (head.hidden.dim() != 2 or head.hidden.shape[1] != head.weight.shape[1]):
+            raise ValueError(
+                f"{name}.hidden {tuple(head.hidden.shape)} does not fit {name}.weight {tuple(head.weight.shape)}"
+            )
+    if isinstance(teacher, TopK) and teacher.ids.shape != teacher.log_probs.shape:
+        raise ValueError(
+            f"teacher.ids {tuple(teacher.ids.shape)} and teacher.log_probs {tuple(teacher.log_probs.shape)} differ"
+        )

@@ -1,0 +1,122 @@
+"""Divergences entry by entry: one function each, and the registry that names them.
+
+Every divergence here is a sum over entries (vocabulary entries, or the events of a top-k support) of terms that depend
+on that entry alone. A function returns the terms and their derivatives by the student's log-probability of the same
+entry; supports, tails, clips, gates and the softmax are applied around it (support.py, token_weight.py). Adding a
+divergence is one such function and one line of a registry.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from verl_ext.divergence.objective import Term
+
+LOG_ZERO = -1e30
+"""Stands for the logarithm of 0, so that 0 * log 0 is 0 and nothing becomes NaN."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogProbs:
+    """Natural logarithms of probabilities [n, E] on the same E entries, each >= LOG_ZERO, and the probabilities.
+
+    The student's tensors must be left alone; the teacher's may be overwritten, which spares memory and time when E is
+    the vocabulary. Divergences that need no teacher ignore it. `old` [n, 1] holds the log-probabilities of the policy
+    that sampled, for a support of one sampled token; None where it is the current one.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    student_probs: Tensor
+    teacher_probs: Tensor
+    old: Tensor | None = None
+
+
+def log_probs_of(*, student: Tensor, teacher: Tensor, old: Tensor | None = None) -> LogProbs:
+    """LogProbs whose probabilities are not known yet."""
+    return LogProbs(student=student, teacher=teacher, student_probs=student.exp(), teacher_probs=teacher.exp(), old=old)
+
+
+Terms = tuple[Tensor, Tensor]
+"""Terms [n, E], and d(term) / d(student log-probability) [n, E]. Both are the caller's to overwrite."""
+
+
+def forward_kl(log_probs: LogProbs, _: Term) -> Terms:
+    """KL(teacher || student): p_T (log p_T - log p_S). Source: TRD, arXiv 2606.08432; GKD, arXiv 2306.13649."""
+    terms = log_probs.teacher.sub_(log_probs.student).mul_(log_probs.teacher_probs)
+    return terms, log_probs.teacher_probs.neg_()
+
+
+def reverse_kl(log_probs: LogProbs, _: Term) -> Terms:
+    """KL(student || teacher): p_S (log p_S - log p_T). Source: Fu et al., arXiv 2603.25562."""
+    terms = log_probs.teacher.neg_().add_(log_probs.student).mul_(log_probs.student_probs)
+    return terms, torch.add(terms, log_probs.student_probs, out=log_probs.teacher_probs)
+
+
+def jsd(log_probs: LogProbs, term: Term) -> Terms:
+    """Generalised Jensen-Shannon divergence: beta KL(T || M) + (1 - beta) KL(S || M), M = (1 - beta) S + beta T.
+
+    By definition, beta = 0 is the forward KL and beta = 1 the reverse KL (both formulas would give 0 there). The
+    derivatives of the mixture cancel, which leaves (1 - beta) p_S (log p_S - log M).
+
+    Source: GKD, arXiv 2306.13649, Eq. 1, in the convention of TRL and OPSD.
+    """
+    beta = term.beta
+    assert beta is not None, "Term refuses a jsd without beta"
+    if beta in (0.0, 1.0):
+        return forward_kl(log_probs, term) if beta == 0.0 else reverse_kl(log_probs, term)
+    mixture = (log_probs.student_probs * (1 - beta)).add_(log_probs.teacher_probs, alpha=beta)
+    log_mixture = mixture.log_().clamp_(min=LOG_ZERO)
+    terms = log_probs.teacher.sub_(log_mixture).mul_(log_probs.teacher_probs).mul_(beta)
+    derivative = log_mixture.neg_().add_(log_probs.student).mul_(log_probs.student_probs).mul_(1 - beta)
+    return terms.add_(derivative), derivative
+
+
+def cross_entropy(log_probs: LogProbs, _: Term) -> Terms:
+    """Hard labels: -log p_S of the sampled token."""
+    return -log_probs.student, -torch.ones_like(log_probs.student)
+
+
+def sampled_kl(log_probs: LogProbs, term: Term) -> Terms:
+    """Estimators of KL(student || teacher) from one sampled token y, with a = log p_T(y) - log p_S(y).
+
+        k1: policy gradient with the advantage A = log p_T(y) - log p_old(y), held fixed, and PPO's clip:
+            max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A),  r = p_S(y) / p_old(y);  without a clip: -r A
+        k2: a^2 / 2, differentiated directly
+        k3: exp(a) - 1 - a, differentiated directly
+
+    Source: k1 EOPD, arXiv 2603.07079, Eq. 7-8; all three http://joschu.net/blog/kl-approx.html.
+    """
+    if term.estimator == "k1":
+        return _policy_gradient(log_probs, term)
+    log_ratio = log_probs.teacher - log_probs.student
+    if term.estimator == "k2":
+        return log_ratio.square() / 2, -log_ratio
+    excess = log_ratio.expm1()
+    return excess - log_ratio, -excess
+
+
+def _policy_gradient(log_probs: LogProbs, term: Term) -> Terms:
+    old = log_probs.student if log_probs.old is None else log_probs.old
+    advantage = log_probs.teacher - old
+    ratio = (log_probs.student - old).exp()
+    terms = -ratio * advantage
+    if term.clip_low is None or term.clip_high is None:
+        return terms, terms.clone()
+    clipped = -ratio.clamp(1 - term.clip_low, 1 + term.clip_high) * advantage
+    return torch.maximum(terms, clipped), torch.where(terms >= clipped, terms, 0)
+
+
+Divergence = Callable[[LogProbs, "Term"], Terms]
+
+DISTRIBUTION_DIVERGENCES: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
+"""Compare two distributions on a support."""
+
+SAMPLED_DIVERGENCES: dict[str, Divergence] = {"cross_entropy": cross_entropy, "sampled_kl": sampled_kl}
+"""See the sampled token alone (support `sampled`)."""
