@@ -98,6 +98,9 @@ def capture(log_file: Path) -> Iterator[None]:
                 error.add_note(f"Everything the run printed: {log_file}")
                 raise
             else:
+                # Engines that Ray takes down now report that they died; only the file hears it.
+                console.release()
+                console.mute()
                 console.drain()
             finally:
                 console.mute()
@@ -197,14 +200,18 @@ class _Console:
         deadline, self.last_line_at = now + _MAX_DRAIN_S, now
         while _ray_is_up() and (now := time.monotonic()) < deadline and now - self.last_line_at < _QUIET_S:
             time.sleep(0.05)
+        self.release()
+
+    def release(self) -> None:
+        """Show tracebacks that were held back for their last line."""
         with self.lock:
             for origin, block in self.blocks.items():
-                if block.open_traceback:
+                if block.open_traceback and not self.muted:
                     self._emit(origin, block.lines)
             self.blocks.clear()
 
     def mute(self) -> None:
-        """From now on lines go to the file alone."""
+        """From now on lines go to the file alone, but for marked ones."""
         self.muted = True
 
     def print_failure(self, log_file: Path) -> None:

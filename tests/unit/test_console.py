@@ -247,3 +247,21 @@ def test_with_a_real_ray_program(tmp_path, outcome):
         assert done.returncode == 1
         assert done.stderr.endswith(f"ValueError: the worker gives up\nEverything the run printed: {log_file}\n")
         assert "The run failed." in done.stderr
+
+
+def test_what_dies_after_the_run_ended_well_is_only_in_the_file(terminal_after, tmp_path, monkeypatch):
+    # Ray takes its actors down while the lines of the last moments are still on their way.
+    late = ["(EngineCore pid=3) ERROR engine died", f"(Trainer pid=4) {console.MARKER}step 9/9"]
+    asked = []
+
+    def ray_is_up():
+        asked.append(True)
+        # First asked before the run, then while lines are waited for.
+        if len(asked) == 2:
+            print("\n".join(late))
+        return False
+
+    monkeypatch.setattr(console, "_ray_is_up", ray_is_up)
+    out, err = terminal_after("all is well")
+    assert (out, err) == ("step 9/9\n", "")
+    assert "engine died" in (tmp_path / "log.txt").read_text()
