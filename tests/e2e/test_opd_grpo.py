@@ -14,6 +14,8 @@ SMALL = ["data.train_batch_size=16", "data.val_max_samples=32", "trainer.val_bef
 DETERMINISTIC = [
     "actor_rollout_ref.rollout.n=1",
     "actor_rollout_ref.rollout.top_k=1",
+    # verl's default reports the distribution after top_k, in which the one token has probability 1.
+    "actor_rollout_ref.rollout.logprobs_mode=raw_logprobs",
     "actor_rollout_ref.actor.optim.lr=1e-3",
     "trainer.total_training_steps=2",
     "trainer.test_freq=2",
