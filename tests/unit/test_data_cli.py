@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -220,6 +221,38 @@ def test_set_that_cannot_be_had_comes_with_the_way_out(folder, capsys):
     message = refusal(capsys, "prepare", "beyond_aime")
     assert message.startswith("beyond_aime: ByteDance-Seed/BeyondAIME could not be had from the hub (")
     assert "`hf download ByteDance-Seed/BeyondAIME --repo-type dataset --local-dir DIR`; then add --from DIR" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "tried"),
+    [
+        ("gsm8k", [("openai/gsm8k", "main", "train")]),
+        ("taco", [("BAAI/TACO", "ALL", "train"), ("arrow", "hf://datasets/BAAI/TACO/train/*.arrow", "train")]),
+        ("livecodebench", [("json", "hf://datasets/livecodebench/code_generation_lite/test*.jsonl", "test")]),
+    ],
+)
+def test_what_is_asked_of_the_hub(folder, capsys, monkeypatch, name, tried):
+    asked = []
+
+    def load(path, name=None, data_files=None, split=None):
+        asked.append((path, name or data_files[split], split))
+        raise ConnectionError("no network\nand much more")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert "(no network)" in refusal(capsys, "prepare", name)
+    assert asked == tried
+
+
+def test_rows_of_the_hub_are_read_like_those_of_a_copy(folder, monkeypatch):
+    rows = datasets.Dataset.from_list(math500("One?", "Two?"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name, split: rows)
+    assert main(["prepare", "math500"]) == 0
+    assert [row["extra_info"]["problem"] for row in read("data/math500/test.parquet")] == ["One?", "Two?"]
+    assert card("data/math500")["splits"]["test"]["origin"] == "the hub"
+    # Evaluation sets that are not prepared come from there too.
+    save("rows.jsonl", [*ROWS, {"q": "one", "a": 1}])
+    assert main([*CUSTOM, "--from", "rows.jsonl", "--against", "math500", "--out", "elsewhere"]) == 0
+    assert card("elsewhere/custom")["splits"]["train"]["dropped"] == {"repeats a problem of math500": 1}
 
 
 def test_evaluation_sets_that_cannot_be_had_are_all_named(folder, capsys):

@@ -25,23 +25,24 @@ def hub_rows(name: str, source: Source, split: str) -> Iterator[Any]:
     """
     import datasets
 
-    try:
-        if split in source.files:
-            pattern = source.files[split]
-            kind = {"jsonl": "json"}.get(suffix := pattern.rpartition(".")[2], suffix)
-            loaded = datasets.load_dataset(
-                kind, data_files={split: f"hf://datasets/{source.hub}/{pattern}"}, split=split
-            )
-        else:
-            loaded = datasets.load_dataset(source.hub, source.config, split=source.splits[split])
-    # The border to the network: what can go wrong there has dozens of types, and every one means the same here.
-    except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(
-            f"{name}: {source.hub} could not be had from the hub ({reason}). Where there is a network, "
-            f"`hf download {source.hub} --repo-type dataset --local-dir DIR`; then add --from DIR"
-        ) from error
-    return iter(loaded)
+    attempts: list[tuple[str, dict[str, Any]]] = []
+    if source.config or not source.files:
+        attempts.append((source.hub, {"name": source.config, "split": source.splits[split]}))
+    if split in source.files:
+        pattern = f"hf://datasets/{source.hub}/{source.files[split]}"
+        builder = "json" if pattern.endswith("jsonl") else "arrow"
+        attempts.append((builder, {"data_files": {split: pattern}, "split": split}))
+    failures = []
+    for path, arguments in attempts:
+        try:
+            return iter(datasets.load_dataset(path, **arguments))
+        # The border to the network: what can go wrong there has dozens of types, and every one means the same here.
+        except Exception as error:
+            failures.append((str(error).strip() or type(error).__name__).splitlines()[0])
+    raise ValueError(
+        f"{name}: {source.hub} could not be had from the hub ({failures[0]}). Where there is a network, "
+        f"`hf download {source.hub} --repo-type dataset --local-dir DIR`; then add --from DIR"
+    )
 
 
 def local_files(path: Path, splits: Mapping[str, str], *, config: str | None = None) -> dict[str, list[Path]]:

@@ -1,7 +1,7 @@
 """The public sets: where each lies on the hub, and which function turns its rows into items.
 
 Columns and splits were read off the sets' pages on the hub and off public code that loads them; `docs/data.md` has the
-table. A set that still comes with a loading script, which `datasets` no longer runs, is read from its files.
+table. Sets that come with a loading script, which `datasets` no longer runs, are read from their files.
 """
 
 from collections.abc import Callable, Mapping
@@ -42,7 +42,8 @@ class Source:
     """The hub's configuration, where a set has several."""
 
     files: Mapping[str, str] = field(default_factory=dict)
-    """Our split to a pattern of files on the hub, for sets that `datasets` cannot load by name."""
+    """Our split to a pattern of files on the hub, for sets that `datasets` cannot load by name, or not in every state
+    of their repository."""
 
     license: str = "not stated"
     """As its page on the hub says."""
@@ -102,6 +103,7 @@ SOURCES: dict[str, Source] = {
         data_source="taco",
         splits=_BOTH,
         kind=CODE,
+        config="ALL",
         files={TRAIN: "train/*.arrow", TEST: "test/*.arrow"},
         license="apache-2.0",
         rows="25,443 + 1,000",
