@@ -1,4 +1,7 @@
-"""The rewrite stage inside verl's agent-loop worker: a sample's y_r is under way while other samples still roll out."""
+"""From a rollout to a training sample, inside verl's agent-loop worker.
+
+A sample is rewritten and scored as soon as its rollout is there, while other samples still roll out.
+"""
 
 import asyncio
 import logging
@@ -6,6 +9,7 @@ import time
 from typing import Any
 
 import ray
+import torch
 from transformers import GenerationConfig
 from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
@@ -13,12 +17,26 @@ from verl.utils import hf_tokenizer
 from verl.utils.config import omega_conf_to_dataclass
 
 from recipe.trd import alignment, objective  # noqa: F401  verl looks its loss up in every process
+from recipe.trd.contexts import Context
 from recipe.trd.gates import Verdict
 from recipe.trd.records import SampleRecord
 from recipe.trd.rewrite import Rewrite, Teacher, TopK
 from recipe.trd.schema import TrdConfig
 
 logger = logging.getLogger(__name__)
+
+TENSORS = ("teacher_input_ids", "is_policy")
+"""Extra fields of a sample that reach the training workers as tensors."""
+
+
+class TrainingSample(AgentLoopOutput):
+    """verl's sample; extra fields named in TENSORS become columns of their own."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Columns of one row in TransferQueue."""
+        output = super().as_dict()
+        output.update({name: output["extra_fields"].pop(name) for name in TENSORS if name in output["extra_fields"]})
+        return output
 
 
 def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:
@@ -33,19 +51,21 @@ def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:
 
 
 class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
-    """verl's worker; between the rollout of a training sample and its scoring it puts the rewrite."""
+    """verl's worker; between the rollout of a training sample and its grading it puts rewrite and teacher."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
-        (key, client), *_ = self.teacher_client.items()
-        path = self.teacher_server_manager.teacher_model_configs[key].model_path
+        path = self.config.distillation.teacher_models.teacher_model.model_path
+        if not self.trd.has_server:
+            path = self.trd.teacher.engine.path
         tokenizer = hf_tokenizer(path, trust_remote_code=self.config.actor_rollout_ref.model.trust_remote_code)
         self.teacher = Teacher(
             config=self.trd,
-            client=client,
+            client=next(iter(self.teacher_client.values())) if self.trd.has_server else None,
             tokenizer=tokenizer,
             eos_token_ids=eos_token_ids(path, tokenizer),
+            student_eos_token_id=self.tokenizer.eos_token_id,
             max_response_length=self.config.data.max_response_length,
             template_kwargs=self.config.data.get("apply_chat_template_kwargs") or {},
         )
@@ -55,92 +75,88 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     ) -> None:
         if not validate:
             (y_o,) = output if isinstance(output, list) else [output]
-            output = await self._training_sample(y_o, kwargs)
+            output = await self._training_samples(_as_sample(y_o), kwargs)
         await super()._agent_loop_postprocess(output, validate, **kwargs)
 
-    async def _training_sample(self, y_o: AgentLoopOutput, kwargs: dict[str, Any]) -> AgentLoopOutput:
-        """Turn a rollout into the sample that is trained on: y_r, or y_o where the rewrite was rejected."""
-        rolled_out = time.time()
-        rewrite, _ = await asyncio.gather(
-            self.teacher.rewrite(kwargs["raw_prompt"], y_o.response_ids), self._compute_score([y_o], kwargs)
-        )
-        accepted = rewrite.verdict is Verdict.ACCEPTED
-        record = SampleRecord(
-            verdict=str(rewrite.verdict),
-            trained_on="y_r" if accepted else "y_o",
-            y_o_ids=y_o.response_ids,
-            y_r_ids=rewrite.y_r_ids or None,
-            y_o_acc=accuracy(y_o),
-            num_cut=rewrite.context.num_cut if rewrite.context else 0,
-            rolled_out=rolled_out,
-            rewrite_span=(rewrite.started, rewrite.ended),
-            teacher_prompt_ids=rewrite.context.ids if rewrite.context else None,
-        )
-        sample = self._rewritten(y_o, rewrite) if accepted else y_o
-        # Graded before the rewrite is attached: verl sends all extra fields to the reward worker.
-        await self._compute_score([sample], kwargs)
-        sample.extra_fields["trd"] = record
-        sample.extra_fields["rewrite"] = rewrite
-        return sample
+    async def _compute_teacher_logprobs(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `_training_samples` has asked the teacher already."""
 
-    def _rewritten(self, y_o: AgentLoopOutput, rewrite: Rewrite) -> AgentLoopOutput:
-        """y_r in the place of y_o: same prompt, same weight version, a reward of its own."""
-        fields = {name: value for name, value in y_o.extra_fields.items() if name != "reward_extra_info"}
-        return AgentLoopOutput(
-            prompt_ids=y_o.prompt_ids,
-            response_ids=rewrite.y_r_ids,
-            response_mask=[1] * len(rewrite.y_r_ids),
-            num_turns=y_o.num_turns,
-            metrics=y_o.metrics,
-            extra_fields=fields,
-        )
-
-    async def _compute_teacher_logprobs(
-        self,
-        output: AgentLoopOutput,
-        prompt_ids: list[int],
-        response_ids: list[int],
-        validate: bool,
-        sample_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        if validate:
-            return
-        rewrite: Rewrite = output.extra_fields.pop("rewrite")
-        record: SampleRecord = output.extra_fields["trd"]
-        num_prompt, num_response = len(prompt_ids), len(response_ids)
-        topk = await self._score(rewrite, record, response_ids, sample_kwargs or {})
-        if topk is None:
-            record.trained_on = "none"
-            output.response_mask = [0] * num_response
-            rows = alignment.no_rows(num_prompt=num_prompt, num_response=num_response, top_k=self.trd.objective.top_k)
+    async def _training_samples(self, y_o: TrainingSample, kwargs: dict[str, Any]) -> list[TrainingSample]:
+        """The rows that a rollout gives: what the divergence is trained on, and y_o for a task reward beside y_r."""
+        record = SampleRecord(y_o_ids=y_o.response_ids, rolled_out=time.time())
+        rewrite = None
+        if self.trd.trajectory == "y_r":
+            rewrite, _ = await asyncio.gather(
+                self.teacher.rewrite(kwargs["raw_prompt"], y_o.response_ids), self._compute_score([y_o], kwargs)
+            )
+            _note_rewrite(record, rewrite)
         else:
-            rows = alignment.to_student_rows(topk, num_prompt=num_prompt, num_response=num_response)
-        output.extra_fields["teacher_ids"], output.extra_fields["teacher_logprobs"] = rows
-        record.y_r_acc = accuracy(output) if rewrite.verdict is Verdict.ACCEPTED else None
-        output.extra_fields["trd"] = record.as_dict()
+            await self._compute_score([y_o], kwargs)
+        record.y_o_acc = accuracy(y_o)
+        sample = y_o
+        if rewrite is not None and rewrite.verdict is Verdict.ACCEPTED:
+            sample = _with_response(y_o, rewrite.y_r_ids)
+            # Graded before anything is attached: verl sends all extra fields to the reward worker.
+            await self._compute_score([sample], kwargs)
+            record.y_r_acc, record.trained_on = accuracy(sample), "y_r"
+        if self.trd.trains_both:
+            sample = _copy(sample)
+        await self._attach_teacher(sample, rewrite, record, kwargs)
+        sample.extra_fields["trd"] = record.as_dict()
+        return [sample] if not self.trd.trains_both else _with_policy_row(sample, y_o)
+
+    async def _attach_teacher(
+        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, kwargs: dict[str, Any]
+    ) -> None:
+        """Give the sample its teacher: top-k rows, or the sequence that the teacher reads; without one it is masked."""
+        num_prompt, num_response = len(sample.prompt_ids), len(sample.response_ids)
+        rejected = rewrite is not None and rewrite.verdict is not Verdict.ACCEPTED
+        usable = not (rejected and self.trd.rewrite.fallback == "mask")
+        if self.trd.teacher.scorer == "engine":
+            context = self._context(sample, rewrite, record, kwargs)
+            ids = [*context.ids, *self.teacher.in_teachers_tokens(sample.response_ids)]
+            sample.extra_fields["teacher_input_ids"] = torch.tensor(ids, dtype=torch.int64)
+        elif self.trd.teacher.scorer in ("generation", "prefill"):
+            topk = await self._score(sample, rewrite, record, kwargs) if usable else None
+            usable = topk is not None
+            rows = alignment.student_rows(
+                topk, num_prompt=num_prompt, num_response=num_response, top_k=self.trd.objective.top_k
+            )
+            sample.extra_fields["teacher_ids"], sample.extra_fields["teacher_logprobs"] = rows
+        if not usable:
+            record.trained_on = "none"
+            sample.response_mask = [0] * num_response
 
     async def _score(
-        self, rewrite: Rewrite, record: SampleRecord, response_ids: list[int], kwargs: dict[str, Any]
+        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, kwargs: dict[str, Any]
     ) -> TopK | None:
-        """The teacher's rows of the sample; None when it is to be masked or could not be scored."""
-        accepted = rewrite.verdict is Verdict.ACCEPTED
-        if accepted and rewrite.topk is not None:
+        """The teacher's rows of a sample; None when it could not be scored."""
+        if rewrite is not None and rewrite.verdict is Verdict.ACCEPTED and rewrite.topk is not None:
             return rewrite.topk
-        if not accepted and self.trd.rewrite.fallback == "mask":
-            return None
-        context = rewrite.context if accepted and self.trd.teacher.context == "refine" else None
-        if context is None:
-            context = self.teacher.vanilla_context(kwargs["raw_prompt"])
+        context = self._context(sample, rewrite, record, kwargs)
         started = time.time()
         try:
-            return await self.teacher.score(context.ids, response_ids)
+            return await self.teacher.score(context.ids, sample.response_ids)
         except Exception:
             # The network boundary: the sample is masked and counted, the watchdog looks after the server.
             logger.exception("the teacher's server failed to score a sample")
             return None
         finally:
             record.score_span = (started, time.time())
-            record.teacher_prompt_ids = context.ids
+
+    def _context(
+        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, kwargs: dict[str, Any]
+    ) -> Context:
+        """What the teacher sees before the response; the vanilla context where a refine context is not to be had."""
+        context = None
+        if self.trd.teacher.context == "refine":
+            if rewrite is None:
+                context = self.teacher.refine_context(kwargs["raw_prompt"], sample.response_ids)
+            elif rewrite.verdict is Verdict.ACCEPTED:
+                context = rewrite.context
+        context = context or self.teacher.vanilla_context(kwargs["raw_prompt"])
+        record.teacher_prompt_ids = context.ids
+        return context
 
 
 def accuracy(output: AgentLoopOutput) -> float | None:
@@ -148,6 +164,54 @@ def accuracy(output: AgentLoopOutput) -> float | None:
     if output.reward_score is None:
         return None
     return float(output.extra_fields.get("reward_extra_info", {}).get("acc", output.reward_score))
+
+
+def _as_sample(output: AgentLoopOutput) -> TrainingSample:
+    """The same fields set, nothing else: verl writes only those."""
+    return TrainingSample(**{name: getattr(output, name) for name in output.model_fields_set})
+
+
+def _copy(sample: TrainingSample) -> TrainingSample:
+    return sample.model_copy(update={"extra_fields": dict(sample.extra_fields)})
+
+
+def _with_response(y_o: TrainingSample, response_ids: list[int]) -> TrainingSample:
+    """Another response in the place of y_o: same prompt, same weight version, a reward of its own."""
+    fields = {name: value for name, value in y_o.extra_fields.items() if name != "reward_extra_info"}
+    return TrainingSample(
+        prompt_ids=y_o.prompt_ids,
+        response_ids=response_ids,
+        response_mask=[1] * len(response_ids),
+        num_turns=y_o.num_turns,
+        metrics=y_o.metrics,
+        extra_fields=fields,
+    )
+
+
+def _with_policy_row(sample: TrainingSample, y_o: TrainingSample) -> list[TrainingSample]:
+    """The sample and, last, y_o with its reward: verl takes the last row of a session for the advantage.
+
+    Both rows have the same columns; those of the teacher are placeholders in the row of y_o, which no divergence reads.
+    """
+    sample.reward_score = None
+    policy = _copy(y_o)
+    num_prompt, num_response = len(y_o.prompt_ids), len(y_o.response_ids)
+    if "teacher_input_ids" in sample.extra_fields:
+        policy.extra_fields["teacher_input_ids"] = torch.tensor([*y_o.prompt_ids, *y_o.response_ids])
+    if "teacher_ids" in sample.extra_fields:
+        top_k = sample.extra_fields["teacher_ids"].shape[1]
+        rows = alignment.student_rows(None, num_prompt=num_prompt, num_response=num_response, top_k=top_k)
+        policy.extra_fields["teacher_ids"], policy.extra_fields["teacher_logprobs"] = rows
+    sample.extra_fields["is_policy"], policy.extra_fields["is_policy"] = torch.tensor([0]), torch.tensor([1])
+    return [sample, policy]
+
+
+def _note_rewrite(record: SampleRecord, rewrite: Rewrite) -> None:
+    record.verdict = str(rewrite.verdict)
+    record.y_r_ids = rewrite.y_r_ids or None
+    record.num_cut = rewrite.context.num_cut if rewrite.context else 0
+    record.rewrite_span = (rewrite.started, rewrite.ended)
+    record.teacher_prompt_ids = rewrite.context.ids if rewrite.context else None
 
 
 class TrdAgentLoopManager(AgentLoopManagerTQ):

@@ -1,121 +1,254 @@
-"""The distillation objective as verl's engine calls it, twice for every micro-batch.
+"""The distillation objective on the states of one micro-batch, as the engine calls it inside the forward pass.
 
-First inside the forward pass with `student_logits`, to return values per token; then with `model_output`, to reduce
-them. The loss is registered with verl (`register_distillation_loss`), so
-`distillation.distillation_loss.loss_mode=trd` is a name that verl knows in every process; the worker hands `trd_loss`
-to its engine through `set_loss_fn`, because verl's own function computes one hard-wired divergence whatever the loss
-mode is.
+Registered with verl (`register_distillation_loss`), so `distillation.distillation_loss.loss_mode=trd` is a name that
+verl knows in every process; the worker hands `trd_loss` to its engine through `set_loss_fn`.
 """
 
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 from verl.trainer.distillation.losses import DistillationLossSettings, register_distillation_loss
-from verl.trainer.ppo.core_algos import agg_loss
 from verl.utils.metric import AggregationType, Metric
-from verl.utils.ulysses import get_ulysses_sequence_parallel_world_size, slice_input_tensor
 from verl.workers.config import ActorConfig, DistillationConfig
-from verl.workers.utils.padding import no_padding_2_padding
 
-from recipe.trd.alignment import response_rows
-from verl_ext.divergence import forward_kl_topk
+from recipe.trd.reduction import token_weights
+from recipe.trd.schema import TrdConfig
+from verl_ext.divergence import (
+    Head,
+    Objective,
+    Projection,
+    Tokens,
+    TopK,
+    first_tokens,
+    hidden_mse,
+    last_tokens,
+    linear_divergence,
+)
+from verl_ext.engine.distillation import ResponseStates, flat, lengths
+from verl_ext.engine.rows import response_rows
 
 LOSS_NAME = "trd"
 """`distillation.distillation_loss.loss_mode` of every method whose loss is computed here."""
 
+DISTILL, HIDDEN, POLICY = "distill_mask", "hidden_mask", "policy_mask"
+"""Jagged int64 [B, R] of a batch: tokens that count for the divergences, for hidden states, for the task reward."""
 
-def divergence_per_position(student_logits: Tensor, data: TensorDict) -> dict[str, Tensor]:
-    """Divergence and diagnostics at every packed position; zero where no response token is predicted.
+MASKS = (DISTILL, HIDDEN, POLICY)
 
-    Only response rows are computed. With Ulysses sequence parallelism every rank holds a slice of the padded sequence.
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The configured loss, built once."""
+
+    divergence: Objective | None
+    policy: Objective | None
+    hidden_coef: float
+    normalize: bool
+    last_layer_only: bool
+    projections: tuple[Projection, ...] | None
+    teacher_layers: tuple[int, ...] | None
+    """Index of the teacher's layer for every layer of the student; None compares like with like."""
+    swapped: tuple[int, int] | None
+    """End-of-turn ids of student and teacher that trade places in the teacher's distribution."""
+    values: list[Tensor] = field(default_factory=list)
+    """Divergence at every counted token of the step so far; the worker reads and empties it."""
+
+
+def add_masks(data: TensorDict, trd: TrdConfig) -> None:
+    """Add the three masks to a batch.
 
     Args:
-        student_logits: [1, T / sp, V], already divided by the temperature.
-        data: jagged `prompts`, `responses`, `teacher_ids` and `teacher_logprobs` [B, P + R, K].
-
-    Returns:
-        Tensors [1, T / sp], float32: the outputs of `forward_kl_topk`.
+        data: jagged `response_mask` [B, R]; with a task reward on rows of their own, `is_policy` [B, 1].
+        trd: the method.
     """
-    logits = student_logits.squeeze(0)
-    teacher_ids, teacher_log_probs = data["teacher_ids"].values(), data["teacher_logprobs"].values()
-    # Every response row carries its position + 1, so that verl's slicing, which pads with 0, leaves it recognisable.
-    marks = torch.zeros(1, teacher_ids.shape[0], dtype=torch.int64, device=logits.device)
-    positions = response_rows(data["prompts"], data["responses"])
-    marks[0, positions] = positions + 1
-    if get_ulysses_sequence_parallel_world_size() > 1:
-        marks = slice_input_tensor(marks, dim=1)
-    rows = marks.squeeze(0).nonzero().squeeze(-1)
-    positions = marks[0, rows] - 1
-    values = forward_kl_topk(
-        student_logits=logits[rows],
-        teacher_ids=teacher_ids[positions],
-        teacher_log_probs=teacher_log_probs[positions],
-    )
-    blank = torch.zeros(logits.shape[0], dtype=values["divergence"].dtype, device=logits.device)
-    return {name: blank.index_put((rows,), value).unsqueeze(0) for name, value in values.items()}
+    response_mask = data["response_mask"]
+    padded = response_mask.to_padded_tensor(0) if response_mask.is_nested else response_mask
+    is_policy = data["is_policy"].to(padded) if trd.trains_both else None
+    hidden = trd.objective.hidden
+    has_reward = trd.objective.task_reward_coef > 0
+    masks = {
+        DISTILL: _chosen(padded, trd.objective.positions, trd.objective.num_positions),
+        HIDDEN: _chosen(padded, hidden.positions, hidden.num_positions),
+        POLICY: padded if has_reward else torch.zeros_like(padded),
+    }
+    if is_policy is not None:
+        masks = {name: mask * (is_policy if name == POLICY else 1 - is_policy) for name, mask in masks.items()}
+    row_lengths = lengths(data["responses"])
+    offsets = torch.cat([row_lengths.new_zeros(1), row_lengths.cumsum(0)])
+    inside = torch.arange(padded.shape[1], device=padded.device) < row_lengths.unsqueeze(1)
+    for name, mask in masks.items():
+        data[name] = torch.nested.nested_tensor_from_jagged(mask[inside].long(), offsets)
 
 
-def trd_loss(
-    config: ActorConfig,
-    distillation_config: DistillationConfig,
-    model_output: dict[str, Any] | None = None,
-    data: TensorDict | None = None,
-    dp_group: Any = None,
-    student_logits: Tensor | None = None,
-    data_format: str = "thd",
-) -> Any:
-    """Loss function of the training worker, with the signature of verl's `distillation_ppo_loss`.
-
-    Returns:
-        With `student_logits`: dict of tensors [1, T / sp]. Else (loss, metrics): a scalar, this micro-batch's share
-        of the loss over the global batch (`actor.loss_agg_mode`, token mean by default), and token means as metrics.
-    """
-    assert data is not None, "verl passes the micro-batch in both calls"
-    if student_logits is not None:
-        return divergence_per_position(student_logits, data)
-    assert model_output is not None, "verl passes the model's output where it passes no logits"
-    losses, metrics = distillation_losses(config, distillation_config, model_output, data)
-    loss = agg_loss(
-        losses,
-        _response_mask(data),
-        config.loss_agg_mode,
-        global_batch_size=data["global_batch_size"],
-        loss_scale_factor=config.loss_scale_factor,
-        **_token_count(data),
-    )
-    return loss, metrics
+def _chosen(mask: Tensor, positions: str, num_positions: int | None) -> Tensor:
+    if num_positions is None:
+        return mask
+    choose = {"first": first_tokens, "last": last_tokens}[positions]
+    return choose(response_mask=mask, num_tokens=num_positions).to(mask)
 
 
 @register_distillation_loss(DistillationLossSettings(names=[LOSS_NAME], use_topk=True))
-def distillation_losses(
-    config: ActorConfig, distillation_config: DistillationConfig, model_output: dict[str, Any], data: TensorDict
+def trd_loss(
+    config: ActorConfig,
+    distillation_config: DistillationConfig | None,
+    model_output: dict[str, ResponseStates | None],
+    data: TensorDict,
+    dp_group: Any = None,
+    *,
+    loss: Loss | None = None,
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """Per-token losses [B, R] in nats, and every per-token output as its mean over the tokens of the global batch."""
-    mask = _response_mask(data)
-    metrics = {}
-    for name in (
-        "divergence",
-        "teacher_mass",
-        "student_mass",
-        "student_entropy",
-        "teacher_entropy",
-        "argmax_agreement",
-    ):
-        values = no_padding_2_padding(model_output[name].detach(), data)
-        mean = agg_loss(values, mask, "token-mean", **_token_count(data))
-        metrics[f"trd/{name}"] = Metric(AggregationType.SUM, mean)
-    return no_padding_2_padding(model_output["divergence"], data), metrics
+    """Loss of one micro-batch, and means over the tokens of the global batch as metrics.
+
+    Args:
+        config: of the actor; says how tokens are averaged.
+        distillation_config: verl passes it; nothing in it is read.
+        model_output: `student` and `teacher` as `DistillationEngine` hands them over.
+        data: the micro-batch, with the masks of `add_masks` and their sums over the global batch (`num_<mask>`).
+        dp_group: verl passes it; token counts are global already.
+        loss: what to compute; the worker binds it.
+
+    Returns:
+        A scalar, this micro-batch's share, and metrics that verl sums over micro-batches and averages over ranks.
+    """
+    assert loss is not None, "TrdWorker binds the loss"
+    student, teacher = model_output["student"], model_output["teacher"]
+    assert student is not None, "the engine always has a student"
+    metrics: dict[str, Metric] = {}
+    total = torch.zeros((), device=student.tokens.device)
+    if loss.divergence is not None:
+        total = total + _divergence_loss(config, student, teacher, data, loss, metrics)
+    if loss.hidden_coef > 0:
+        total = total + _hidden_loss(config, student, teacher, data, loss, metrics)
+    if loss.policy is not None:
+        total = total + _policy_loss(config, student, data, loss.policy, metrics)
+    return total, metrics
 
 
-def _response_mask(data: TensorDict) -> Tensor:
-    """bool [B, R]: the tokens that count."""
-    mask = data["response_mask"]
-    return (mask.to_padded_tensor(0) if mask.is_nested else mask).bool()
+def _divergence_loss(
+    config: ActorConfig,
+    student: ResponseStates,
+    teacher: ResponseStates | None,
+    data: TensorDict,
+    loss: Loss,
+    metrics: dict[str, Metric],
+) -> Tensor:
+    assert loss.divergence is not None
+    assert student.head is not None, "the worker asks the engine for heads where there is a divergence"
+    counted, weights = _counted_and_weights(config, data, DISTILL, student.tokens)
+    target: Head | TopK | None = None
+    if teacher is not None and teacher.head is not None:
+        target = replace(teacher.head, swapped=loss.swapped)
+    elif "teacher_ids" in data:
+        target = _top_k(data, student.tokens)
+        # A damaged or foreign row is left out and counted; the denominator stays, so no other row weighs more.
+        usable = _is_usable(target, len(student.head.weight))
+        metrics["trd/unusable_rows_frac"] = _mean((~usable).float(), counted, data, DISTILL)
+        counted, weights = counted * usable, weights * usable
+    result = linear_divergence(
+        student=student.head,
+        teacher=target,
+        tokens=Tokens(
+            weights=weights,
+            ids=flat(data["responses"])[student.tokens],
+            old_log_probs=_optional(data, "old_log_probs", student.tokens),
+        ),
+        objective=loss.divergence,
+        vocab_size=_common_vocabulary(student.head, target),
+    )
+    values = dict(result.tokens)
+    values["divergence"] = values.pop("token_loss")
+    loss.values.append(values["divergence"][counted > 0].float().cpu())
+    metrics |= {f"trd/{name}": _mean(value, counted, data, DISTILL) for name, value in values.items()}
+    return result.loss.float()
 
 
-def _token_count(data: TensorDict) -> dict[str, int]:
-    """Denominator of a token mean over the global batch; 1 where every sample was masked, so that the loss is 0, not
-    0/0."""
-    return {"dp_size": data["dp_size"], "batch_num_tokens": max(1, int(data["batch_num_tokens"]))}
+def _hidden_loss(
+    config: ActorConfig,
+    student: ResponseStates,
+    teacher: ResponseStates | None,
+    data: TensorDict,
+    loss: Loss,
+    metrics: dict[str, Metric],
+) -> Tensor:
+    assert teacher is not None, "the configuration refuses hidden_mse without scorer engine"
+    ours, theirs = student.layers, teacher.layers
+    if loss.last_layer_only:
+        ours, theirs = ours[-1:], theirs[-1:]
+    elif loss.teacher_layers is not None:
+        theirs = tuple(theirs[index] for index in loss.teacher_layers)
+    counted, weights = _counted_and_weights(config, data, HIDDEN, student.layer_tokens)
+    result = hidden_mse(
+        student=ours, teacher=theirs, weights=weights, normalize=loss.normalize, projections=loss.projections
+    )
+    metrics |= {f"trd/{name}": _mean(result[name], counted, data, HIDDEN) for name in ("hidden_mse", "hidden_cosine")}
+    if loss.divergence is None:
+        metrics["trd/divergence"] = _mean(result["hidden_mse"], counted, data, HIDDEN)
+        loss.values.append(result["hidden_mse"][counted > 0].float().cpu())
+    return loss.hidden_coef * result["loss"]
+
+
+def _policy_loss(
+    config: ActorConfig, student: ResponseStates, data: TensorDict, policy: Objective, metrics: dict[str, Metric]
+) -> Tensor:
+    assert student.head is not None, "the worker asks the engine for heads where there is a policy loss"
+    counted, weights = _counted_and_weights(config, data, POLICY, student.tokens)
+    result = linear_divergence(
+        student=student.head,
+        teacher=None,
+        tokens=Tokens(
+            weights=weights,
+            ids=flat(data["responses"])[student.tokens],
+            old_log_probs=_optional(data, "old_log_probs", student.tokens),
+            advantages=flat(data["advantages"])[student.tokens].float(),
+        ),
+        objective=policy,
+    )
+    metrics["trd/policy_loss"] = _mean(result.tokens["policy_gradient"], counted, data, POLICY)
+    return result.loss.float()
+
+
+def _counted_and_weights(config: ActorConfig, data: TensorDict, mask: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """1 where a token counts, and what it weighs; [n] float32 for the given tokens of the micro-batch."""
+    weights = token_weights(
+        data[mask],
+        loss_agg_mode=config.loss_agg_mode,
+        num_tokens=data[f"num_{mask}"],
+        num_sequences=data["global_batch_size"],
+        num_ranks=data["dp_size"],
+        loss_scale_factor=config.loss_scale_factor,
+    )
+    return flat(data[mask])[tokens].float(), weights[tokens]
+
+
+def _mean(values: Tensor, counted: Tensor, data: TensorDict, mask: str) -> Metric:
+    """Mean over the counted tokens of the global batch, once verl has summed micro-batches and averaged ranks."""
+    total = torch.where(counted > 0, values.detach().float(), 0).sum()
+    return Metric(AggregationType.SUM, total * (data["dp_size"] / max(1, data[f"num_{mask}"])))
+
+
+def _top_k(data: TensorDict, tokens: Tensor) -> TopK:
+    """The teacher's rows of the given tokens, from jagged `teacher_ids` and `teacher_logprobs` [B, P + R, K]."""
+    rows = response_rows(
+        sequence_lengths=lengths(data["teacher_ids"]), response_lengths=lengths(data["responses"]), shift=-1
+    ).position[tokens]
+    return TopK(ids=flat(data["teacher_ids"])[rows], log_probs=flat(data["teacher_logprobs"])[rows])
+
+
+def _is_usable(top_k: TopK, vocab_size: int) -> Tensor:
+    """bool [n]: rows without NaN, without probabilities above 1, and without tokens that the student does not have."""
+    log_probs = top_k.log_probs
+    return (log_probs <= 1e-3).all(-1) & (top_k.ids >= 0).all(-1) & (top_k.ids < vocab_size).all(-1)
+
+
+def _common_vocabulary(student: Head, teacher: Head | TopK | None) -> int | None:
+    """Rows that both heads have; what one has more is padding, as was checked before the run."""
+    if not isinstance(teacher, Head) or len(student.weight) == len(teacher.weight):
+        return None
+    return min(len(student.weight), len(teacher.weight))
+
+
+def _optional(data: TensorDict, name: str, tokens: Tensor) -> Tensor | None:
+    return flat(data[name])[tokens] if name in data else None

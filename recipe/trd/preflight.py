@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from recipe.trd import prompts
-from recipe.trd.schema import TrdConfig
+from recipe.trd import bridge, prompts
+from recipe.trd.schema import TOP_K_SUPPORTS, TrdConfig
 from verl_ext import plugin
 
 
@@ -32,7 +32,7 @@ def check(config: DictConfig) -> TrdConfig:
     """Check configuration, models, tokenisers, data and lengths of a run.
 
     Args:
-        config: the composed configuration.
+        config: the composed configuration; `distillation.enabled` is filled in where it is left to the method.
 
     Returns:
         The `trd` node as dataclasses.
@@ -47,7 +47,9 @@ def check(config: DictConfig) -> TrdConfig:
     # Importing the objective registers `loss_mode=trd`, which verl's dataclasses look up.
     from recipe.trd import objective  # noqa: F401
 
-    if not trd.is_upstream:
+    if config.distillation.enabled is None:
+        config.distillation.enabled = trd.has_server
+    if not trd.upstream:
         _check_objective(config, trd)
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     if config.distillation.enabled:
@@ -57,10 +59,18 @@ def check(config: DictConfig) -> TrdConfig:
     _check_lengths(config, trd, student)
     _check_data(config)
     if trd.teacher.weights == "external":
-        teacher = _model("distillation.teacher_models.teacher_model.model_path", _teacher_path(config))
-        _check_same_tokens(student, teacher)
-        _check_teacher_lengths(config, trd, teacher)
+        for key, path in _teacher_paths(config, trd).items():
+            teacher = _model(key, path)
+            _check_same_tokens(student, teacher, eos_remap=trd.teacher.eos_remap)
+            _check_heads(trd, student, teacher)
+        if trd.has_server:
+            _check_server(config, trd, _model(_SERVER_PATH, OmegaConf.select(config, _SERVER_PATH)))
+        if trd.teacher.scorer == "engine" and not trd.upstream:
+            _check_engine(config, trd, student, teacher)
     return trd
+
+
+_SERVER_PATH = "distillation.teacher_models.teacher_model.model_path"
 
 
 def _check_process(config: DictConfig) -> None:
@@ -86,6 +96,7 @@ def _check_objective(config: DictConfig, trd: TrdConfig) -> None:
         "trainer.use_v1": True,
         "trainer.v1.trainer_mode": "trd",
         "algorithm.use_kl_in_reward": False,
+        "distillation.enabled": trd.has_server,
         "actor_rollout_ref.model.use_fused_kernels": False,
         "actor_rollout_ref.rollout.agent.agent_loop_manager_class": "recipe.trd.agent_loop.TrdAgentLoopManager",
         "actor_rollout_ref.rollout.calculate_log_probs": False,
@@ -100,6 +111,17 @@ def _check_objective(config: DictConfig, trd: TrdConfig) -> None:
     for key, value in wanted.items():
         if (given := OmegaConf.select(config, key)) != value:
             raise ValueError(f"{key}={given} does not go with method {trd.method}, which needs {value}; leave it out")
+    if trd.objective.task_reward_coef > 0 and config.algorithm.adv_estimator == "distillation":
+        raise ValueError(
+            f"trd.objective.task_reward_coef={trd.objective.task_reward_coef} needs advantages: set "
+            "algorithm.adv_estimator=grpo and actor_rollout_ref.rollout.n to the size of a group, or method=trd_grpo"
+        )
+    mode = config.actor_rollout_ref.actor.loss_agg_mode
+    if mode == "seq-mean-token-sum-norm" and config.actor_rollout_ref.actor.loss_scale_factor is None:
+        raise ValueError(
+            f"{actor}.loss_agg_mode={mode} needs {actor}.loss_scale_factor: without it the loss would depend on the "
+            "longest response of a micro-batch"
+        )
     if config.actor_rollout_ref.actor.strategy not in ("fsdp", "fsdp2"):
         raise ValueError(
             f"{actor}.strategy={config.actor_rollout_ref.actor.strategy}: method {trd.method} runs on fsdp and fsdp2"
@@ -121,8 +143,12 @@ def _check_batches(config: DictConfig) -> None:
         )
 
 
-def _teacher_path(config: DictConfig) -> str | None:
-    return config.distillation.teacher_models.teacher_model.model_path
+def _teacher_paths(config: DictConfig, trd: TrdConfig) -> dict[str, str | None]:
+    """Every model that teaches, by the key that names it; the one of scorer `engine` last."""
+    paths = {_SERVER_PATH: OmegaConf.select(config, _SERVER_PATH)} if trd.has_server else {}
+    if trd.teacher.scorer == "engine" and not trd.upstream:
+        paths["trd.teacher.engine.path"] = trd.teacher.engine.path
+    return paths
 
 
 class _Model:
@@ -143,7 +169,7 @@ def _model(key: str, path: str | None) -> _Model:
         raise ValueError(f"{key}={path}: no model can be read there{hint}: {reason}") from error
 
 
-def _check_same_tokens(student: _Model, teacher: _Model) -> None:
+def _check_same_tokens(student: _Model, teacher: _Model, *, eos_remap: bool) -> None:
     """A response has to be the same token ids for both, and the ids have to mean the same."""
     ours, theirs = student.tokenizer.get_vocab(), teacher.tokenizer.get_vocab()
     if ours != theirs:
@@ -153,10 +179,63 @@ def _check_same_tokens(student: _Model, teacher: _Model) -> None:
             f"{ours.get(different)} for the student and {theirs.get(different)} for the teacher); distillation on "
             "token ids needs one vocabulary: choose a teacher of the student's family"
         )
-    if student.tokenizer.eos_token_id != teacher.tokenizer.eos_token_id:
+    if student.tokenizer.eos_token_id != teacher.tokenizer.eos_token_id and not eos_remap:
         raise ValueError(
             f"student and teacher end a turn differently ({student.tokenizer.eos_token!r} and "
-            f"{teacher.tokenizer.eos_token!r}); choose checkpoints of one kind (base or instruct)"
+            f"{teacher.tokenizer.eos_token!r}); choose checkpoints of one kind (base or instruct), or set "
+            "trd.teacher.eos_remap=True, by which the teacher's token counts as the student's"
+        )
+
+
+def _check_heads(trd: TrdConfig, student: _Model, teacher: _Model) -> None:
+    """Heads of different size agree on all tokens: what one has more is padding."""
+    ours, theirs = _num_rows(student), _num_rows(teacher)
+    num_tokens = len(student.tokenizer)
+    if ours != theirs and min(ours, theirs) < num_tokens:
+        raise ValueError(
+            f"the output heads of student and teacher have {ours} and {theirs} rows for a tokenizer of {num_tokens} "
+            "tokens: the smaller one lacks tokens; choose checkpoints of one family"
+        )
+    for term in trd.objective.terms:
+        if term.support in TOP_K_SUPPORTS and term.top_k > min(ours, theirs):
+            raise ValueError(
+                f"trd.objective.top_k={term.top_k} exceeds the vocabulary of {min(ours, theirs)}; lower it"
+            )
+
+
+def _num_rows(model: _Model) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
+def _check_engine(config: DictConfig, trd: TrdConfig, student: _Model, teacher: _Model) -> None:
+    """The teacher beside the student: context lengths, micro-batches, and layers that can be compared."""
+    longest = max(_teacher_lengths(config, trd).values())
+    if longest > _context_limit(teacher):
+        raise ValueError(
+            f"the teacher's context and the response need {longest} tokens, and {teacher.path} has "
+            f"{_context_limit(teacher)}: lower data.max_prompt_length, data.max_response_length or "
+            "trd.rewrite.max_prompt_length"
+        )
+    actor = config.actor_rollout_ref.actor
+    sequence_parallel = actor.fsdp_config.ulysses_sequence_parallel_size
+    if actor.use_dynamic_bsz and actor.ppo_max_token_len_per_gpu * sequence_parallel < longest:
+        raise ValueError(
+            f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={actor.ppo_max_token_len_per_gpu} is less than the "
+            f"{longest} tokens of the teacher's longest sequence, which goes through the same micro-batch; raise it"
+        )
+    if trd.objective.hidden_term is None:
+        return
+    if trd.objective.hidden.bridge is not None:
+        bridge.check(trd.objective.hidden.bridge, student=student.config, teacher=teacher.config)
+        return
+    shapes = [
+        (model.config.get_text_config().num_hidden_layers, model.config.get_text_config().hidden_size)
+        for model in (student, teacher)
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"hidden_mse compares layer by layer, but the student has {shapes[0][0]} layers of {shapes[0][1]} and the "
+            f"teacher {shapes[1][0]} of {shapes[1][1]}: choose method=oprd_bridge, or a pair from one initialisation"
         )
 
 
@@ -173,22 +252,29 @@ def _check_lengths(config: DictConfig, trd: TrdConfig, student: _Model) -> None:
             "actor_rollout_ref.rollout.max_model_len (at most the model's max_position_embeddings "
             f"{_context_limit(student)}) or lower the lengths"
         )
-    if trd.trajectory == "y_r":
+    if trd.trajectory == "y_r" or trd.teacher.context == "refine":
         prompts.template_path(trd.rewrite.template)
-        if config.actor_rollout_ref.rollout.multi_turn.enable:
-            raise ValueError(
-                "actor_rollout_ref.rollout.multi_turn.enable=True with trd.trajectory=y_r: a rewrite replaces one "
-                "response, conversations with tools are not rewritten; set it to False or choose method=opd or grpo"
-            )
+    if trd.trajectory == "y_r" and config.actor_rollout_ref.rollout.multi_turn.enable:
+        raise ValueError(
+            "actor_rollout_ref.rollout.multi_turn.enable=True with trd.trajectory=y_r: a rewrite replaces one "
+            "response, conversations with tools are not rewritten; set it to False or choose method=opd or grpo"
+        )
 
 
-def _check_teacher_lengths(config: DictConfig, trd: TrdConfig, teacher: _Model) -> None:
+def _teacher_lengths(config: DictConfig, trd: TrdConfig) -> dict[str, int]:
+    """Longest sequence under every context that the teacher may see, tokens."""
+    longest = {"the vanilla context": config.data.max_prompt_length + config.data.max_response_length}
+    if trd.trajectory == "y_r":
+        longest["the refine context"] = trd.rewrite.max_prompt_length + trd.rewrite.max_response_length
+    elif trd.teacher.context == "refine":
+        longest["the refine context"] = trd.rewrite.max_prompt_length + config.data.max_response_length
+    return longest
+
+
+def _check_server(config: DictConfig, trd: TrdConfig, teacher: _Model) -> None:
     inference = config.distillation.teacher_models.teacher_model.inference
     limit = inference.max_model_len or _context_limit(teacher)
-    contexts = {"the vanilla context": config.data.max_prompt_length + config.data.max_response_length}
-    if trd.trajectory == "y_r":
-        contexts["the refine context"] = trd.rewrite.max_prompt_length + trd.rewrite.max_response_length
-    name, longest = max(contexts.items(), key=lambda item: item[1])
+    name, longest = max(_teacher_lengths(config, trd).items(), key=lambda item: item[1])
     # A scoring request generates one token beside what it scores.
     if longest + 1 > limit:
         raise ValueError(
@@ -197,11 +283,7 @@ def _check_teacher_lengths(config: DictConfig, trd: TrdConfig, teacher: _Model) 
             f"max_position_embeddings {_context_limit(teacher)}), or lower trd.rewrite.max_prompt_length or the "
             "lengths of data"
         )
-    if trd.objective.support == "teacher_topk" and trd.objective.top_k > teacher.config.vocab_size:
-        raise ValueError(
-            f"trd.objective.top_k={trd.objective.top_k} exceeds the vocabulary of {teacher.config.vocab_size}; lower it"
-        )
-    if trd.trajectory == "y_r" and inference.logprobs_mode != "raw_logprobs":
+    if not trd.upstream and inference.logprobs_mode != "raw_logprobs":
         raise ValueError(
             "distillation.teacher_models.teacher_model.inference.logprobs_mode must be raw_logprobs: any other is the "
             "distribution after sampling parameters, not the teacher's own"

@@ -17,20 +17,20 @@ Span = tuple[float, float]
 class SampleRecord:
     """Travels with the sample through TransferQueue as a plain dictionary (`extra_fields["trd"]`)."""
 
-    verdict: str
-    """A `gates.Verdict`."""
-    trained_on: str
-    """`y_r`, `y_o` (the fallback) or `none` (masked)."""
     y_o_ids: list[int]
-    y_r_ids: list[int] | None
-    """None when the teacher was not asked or did not answer."""
-    y_o_acc: float | None
-    num_cut: int
-    """Tokens of y_o that the refine context left out."""
     rolled_out: float
     """When y_o was complete, Unix time, s."""
-    rewrite_span: Span
-    teacher_prompt_ids: list[int] | None
+    verdict: str | None = None
+    """A `gates.Verdict`; None where nothing was to be rewritten."""
+    trained_on: str = "y_o"
+    """`y_r`, `y_o` (the rollout, or the fallback for a rejected rewrite) or `none` (masked)."""
+    y_r_ids: list[int] | None = None
+    """None when the teacher was not asked or did not answer."""
+    y_o_acc: float | None = None
+    num_cut: int = 0
+    """Tokens of y_o that the refine context left out."""
+    rewrite_span: Span | None = None
+    teacher_prompt_ids: list[int] | None = None
     """The context that the teacher's rows were computed under."""
     score_span: Span | None = None
     """The second pass over the response, where one was needed."""
@@ -67,31 +67,39 @@ def step_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         records: `SampleRecord.as_dict()` of every sample of the step, padding rows left out.
 
     Returns:
-        Metric name to value; a mean over no sample is left out.
+        Metric name to value; a mean over no sample is left out, and what is about rewrites where there are none.
     """
+    scorings = [tuple(r["score_span"]) for r in records if r["score_span"]]
+    metrics = {
+        "trd/masked_frac": sum(r["trained_on"] == "none" for r in records) / len(records),
+        "trd/y_o_acc": _mean([r["y_o_acc"] for r in records if r["y_o_acc"] is not None]),
+        "trd/y_o_length/mean": _mean([len(r["y_o_ids"]) for r in records]),
+        "timing_s/teacher": busy_seconds(scorings),
+    }
+    if records[0]["verdict"] is not None:
+        metrics |= _rewrite_metrics(records, scorings)
+    return {name: float(value) for name, value in metrics.items() if value == value}
+
+
+def _rewrite_metrics(records: Sequence[dict[str, Any]], scorings: Sequence[Span]) -> dict[str, float]:
     num = len(records)
     verdicts = Counter(record["verdict"] for record in records)
     rewritten = [r for r in records if r["y_r_ids"]]
     graded = [r for r in records if r["y_o_acc"] is not None and r["y_r_acc"] is not None]
     rewrites = [tuple(r["rewrite_span"]) for r in records]
-    scorings = [tuple(r["score_span"]) for r in records if r["score_span"]]
     last_rollout = max(r["rolled_out"] for r in records)
     rewrite_s = busy_seconds(rewrites)
     before_last = busy_seconds((start, min(end, last_rollout)) for start, end in rewrites if start < last_rollout)
     metrics = {
         "trd/rewrite_accept_rate": verdicts[Verdict.ACCEPTED] / num,
-        "trd/masked_frac": sum(r["trained_on"] == "none" for r in records) / num,
-        "trd/y_o_acc": _mean([r["y_o_acc"] for r in records if r["y_o_acc"] is not None]),
         "trd/y_r_acc": _mean([r["y_r_acc"] for r in records if r["y_r_acc"] is not None]),
         "trd/wrong_to_right": sum(r["y_o_acc"] < 1 <= r["y_r_acc"] for r in graded) / num,
         "trd/right_to_wrong": sum(r["y_r_acc"] < 1 <= r["y_o_acc"] for r in graded) / num,
         "trd/unchanged_frac": sum(r["y_o_ids"] == r["y_r_ids"] for r in rewritten) / num,
         "trd/y_o_cut_tokens/mean": _mean([r["num_cut"] for r in records]),
-        "trd/y_o_length/mean": _mean([len(r["y_o_ids"]) for r in records]),
         "trd/y_r_length/mean": _mean([len(r["y_r_ids"]) for r in rewritten]),
         "timing_s/rewrite": rewrite_s,
         "timing_s/teacher": busy_seconds([*rewrites, *scorings]),
         "trd/rewrite_overlap_frac": before_last / rewrite_s if rewrite_s > 0 else 0.0,
     }
-    metrics |= {f"trd/verdict/{verdict}": verdicts[verdict] / num for verdict in Verdict}
-    return {name: float(value) for name, value in metrics.items() if value == value}
+    return metrics | {f"trd/verdict/{verdict}": verdicts[verdict] / num for verdict in Verdict}

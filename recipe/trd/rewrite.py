@@ -10,6 +10,7 @@ from uuid import uuid4
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 from verl.workers.rollout.llm_server import LLMServerClient
+from verl.workers.rollout.replica import TokenOutput
 
 from recipe.trd import contexts
 from recipe.trd.contexts import Context, Message
@@ -51,9 +52,10 @@ class Teacher:
         self,
         *,
         config: TrdConfig,
-        client: LLMServerClient,
+        client: LLMServerClient | None,
         tokenizer: PreTrainedTokenizerBase,
         eos_token_ids: Sequence[int],
+        student_eos_token_id: int,
         max_response_length: int,
         template_kwargs: Mapping[str, Any],
     ) -> None:
@@ -61,6 +63,7 @@ class Teacher:
         self.client = client
         self.tokenizer = tokenizer
         self.eos_token_ids = tuple(eos_token_ids)
+        self.student_eos_token_id = student_eos_token_id
         self.max_response_length = max_response_length
         self.template_kwargs = dict(template_kwargs)
 
@@ -68,18 +71,37 @@ class Teacher:
         """Context x in the teacher's chat template."""
         return contexts.vanilla(self.tokenizer, raw_prompt, self.template_kwargs)
 
-    async def rewrite(self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int]) -> Rewrite:
-        """Ask for y_r under the refine context and judge it. A server that fails is a verdict, not an exception."""
-        settings = self.config.rewrite
-        started = time.time()
-        context = contexts.refine(
+    def refine_context(self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int]) -> Context | None:
+        """Context (x, y_o), or None when it does not fit."""
+        return contexts.refine(
             self.tokenizer,
             raw_prompt,
             y_o_ids,
-            template=settings.template,
-            max_length=settings.max_prompt_length,
+            template=self.config.rewrite.template,
+            max_length=self.config.rewrite.max_prompt_length,
             template_kwargs=self.template_kwargs,
         )
+
+    def in_teachers_tokens(self, ids: Sequence[int]) -> list[int]:
+        """Student's ids as the teacher is to read them: with `trd.teacher.eos_remap` the ends of turn trade places."""
+        return list(self._renamed(np.asarray(ids, dtype=np.int64)).tolist())
+
+    def _renamed(self, ids: np.ndarray) -> np.ndarray:
+        """Ids of any shape with both end-of-turn ids exchanged; its own inverse."""
+        ours, theirs = self.student_eos_token_id, self.tokenizer.eos_token_id
+        if not self.config.teacher.eos_remap or ours == theirs:
+            return ids
+        return np.where(ids == ours, theirs, np.where(ids == theirs, ours, ids)).astype(ids.dtype)
+
+    def _topk(self, output: TokenOutput) -> TopK:
+        return TopK(self._renamed(output.extra_fields["topk_ids"]), output.extra_fields["topk_log_probs"])
+
+    async def rewrite(self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int]) -> Rewrite:
+        """Ask for y_r under the refine context and judge it. A server that fails is a verdict, not an exception."""
+        assert self.client is not None, "a method that rewrites has a server"
+        settings = self.config.rewrite
+        started = time.time()
+        context = self.refine_context(raw_prompt, y_o_ids)
         if context is None:
             return Rewrite(Verdict.PROMPT_TOO_LONG, None, [], None, started, time.time())
         topk = self.config.objective.top_k if self.config.teacher.scorer == "generation" else None
@@ -107,7 +129,8 @@ class Teacher:
         )
         rows = None
         if topk and verdict is Verdict.ACCEPTED:
-            rows = TopK(output.extra_fields["topk_ids"], output.extra_fields["topk_log_probs"])
+            rows = self._topk(output)
+        y_r_ids = self._renamed(np.asarray(y_r_ids, dtype=np.int64)).tolist()
         return Rewrite(verdict, context, y_r_ids, rows, started, time.time())
 
     async def score(self, context_ids: Sequence[int], response_ids: Sequence[int]) -> TopK:
@@ -117,13 +140,14 @@ class Teacher:
         Raises:
             Exception: whatever the server raised, or RuntimeError when it aborted.
         """
+        assert self.client is not None, "a scorer on a server has one"
         output = await self.client.generate(
             request_id=uuid4().hex,
-            prompt_ids=[*context_ids, *response_ids],
+            prompt_ids=[*context_ids, *self.in_teachers_tokens(response_ids)],
             sampling_params={},
             topk=self.config.objective.top_k,
             score_from=len(context_ids),
         )
         if output.stop_reason == "aborted":
             raise RuntimeError("the teacher's server aborted a scoring request")
-        return TopK(output.extra_fields["topk_ids"], output.extra_fields["topk_log_probs"])
+        return self._topk(output)

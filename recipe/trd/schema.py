@@ -4,13 +4,20 @@ from dataclasses import dataclass
 
 from verl.base_config import BaseConfig
 
+from verl_ext.divergence import Objective, Term
+
+DISTRIBUTIONS = ("forward_kl", "reverse_kl", "jsd")
+SAMPLED = ("sampled_kl", "cross_entropy")
+DIVERGENCES = (*DISTRIBUTIONS, *SAMPLED, "hidden_mse", "none")
+TOP_K_SUPPORTS = ("teacher_topk", "student_topk")
+
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ValueError(f"{key}={value!r} is not one of {', '.join(allowed)}")
 
 
-def _require(holds: bool, key: str, value: float, rule: str) -> None:
+def _require(holds: bool, key: str, value: object, rule: str) -> None:
     if not holds:
         raise ValueError(f"{key}={value} must be {rule}")
 
@@ -20,8 +27,23 @@ def _at_least(key: str, value: float, least: float) -> None:
 
 
 @dataclass(kw_only=True)
+class EngineTeacherConfig(BaseConfig):
+    """The teacher beside the student in the training process (`trd.teacher.scorer=engine`)."""
+
+    path: str | None
+    """Model that scores; by default the one that also rewrites."""
+    dtype: str
+    """Of its weights and its forward pass: `bf16`, `fp16` or `fp32`."""
+    offload: bool
+    """Its weights stay in host memory but during an update."""
+
+    def __post_init__(self) -> None:
+        _one_of("trd.teacher.engine.dtype", self.dtype, ("bf16", "fp16", "fp32"))
+
+
+@dataclass(kw_only=True)
 class TeacherConfig(BaseConfig):
-    """Who teaches, what it sees, and how its log-probs are had."""
+    """Who teaches, what it sees, and how its distribution is had."""
 
     weights: str
     """`external`: a model of its own, behind `distillation.teacher_models`; `none`: no teacher."""
@@ -29,12 +51,16 @@ class TeacherConfig(BaseConfig):
     """What the teacher sees when it scores: `refine` (x, y_o) or `vanilla` (x)."""
     scorer: str
     """`generation`: top-k that its server returns while it writes y_r; `prefill`: a second pass over context +
-    response."""
+    response on the server; `engine`: the teacher as an FSDP model beside the student: whole vocabulary and hidden
+    states; `none`: it only rewrites."""
+    eos_remap: bool
+    """The teacher's end-of-turn token and the student's trade places in what the teacher says: for base students."""
+    engine: EngineTeacherConfig
 
     def __post_init__(self) -> None:
         _one_of("trd.teacher.weights", self.weights, ("external", "none"))
         _one_of("trd.teacher.context", self.context, ("refine", "vanilla"))
-        _one_of("trd.teacher.scorer", self.scorer, ("generation", "prefill"))
+        _one_of("trd.teacher.scorer", self.scorer, ("generation", "prefill", "engine", "none"))
 
 
 @dataclass(kw_only=True)
@@ -67,23 +93,157 @@ class RewriteConfig(BaseConfig):
 
 
 @dataclass(kw_only=True)
-class ObjectiveConfig(BaseConfig):
-    """What the student minimises. Both distributions are taken at temperature 1, whatever the rollout was drawn
-    with."""
+class TermConfig(BaseConfig):
+    """One divergence on one support with its token weighting. Distributions are taken at temperature 1."""
 
     divergence: str
-    """`forward_kl`: KL(teacher || student); `sampled_kl`: verl's policy gradient on log pi_T - log pi_S; `none`: a task
-    reward alone."""
-    support: str
-    """`teacher_topk`: the teacher's `top_k` likeliest tokens and a bucket for the rest; `sampled`: the sampled
-    token."""
+    """`forward_kl` KL(T || S), `reverse_kl` KL(S || T), `jsd`, `sampled_kl`, `cross_entropy` (hard labels),
+    `hidden_mse` (hidden states), `none`."""
+    support: str | None
+    """Of forward_kl, reverse_kl and jsd: `full`, `teacher_topk` or `student_topk`; of sampled_kl and cross_entropy:
+    `sampled`; else null."""
+    tail: str
+    """Of a top-k support: `bucket`, `renormalize`, `renormalize_teacher` or `drop`."""
     top_k: int
-    """Tokens of the teacher's distribution that are kept at every position."""
+    """Of a top-k support, and of what a teacher's server sends."""
+    coef: float
+    """Factor of this term in the loss."""
+    beta: float
+    """Of jsd: 0 is the forward KL, 1 the reverse KL."""
+    estimator: str
+    """Of sampled_kl: `k1` (policy gradient), `k2` or `k3`."""
+    clip_low: float | None
+    """Of k1: the ratio to the policy that sampled stays above 1 - clip_low."""
+    clip_high: float | None
+    """Of k1: the ratio stays below 1 + clip_high."""
+    entry_clip: float | None
+    """Upper limit of every vocabulary entry's term, nats (OPSD)."""
+    position_clip: float | None
+    """Upper limit of a position's divergence, nats; positions above it get no gradient."""
+    entropy_above: float | None
+    """The term counts where the teacher's entropy over the whole vocabulary exceeds this, nats (EOPD)."""
 
     def __post_init__(self) -> None:
-        _one_of("trd.objective.divergence", self.divergence, ("forward_kl", "sampled_kl", "none"))
-        _one_of("trd.objective.support", self.support, ("teacher_topk", "sampled"))
+        _one_of("trd.objective.divergence", self.divergence, DIVERGENCES)
         _at_least("trd.objective.top_k", self.top_k, 1)
+        if self.divergence in (*DISTRIBUTIONS, *SAMPLED):
+            self.term()
+        elif self.support is not None:
+            raise ValueError(
+                f"trd.objective.support={self.support} with divergence {self.divergence}, which has none; set null"
+            )
+
+    def term(self) -> Term:
+        """What `verl_ext.divergence` computes; keys that do not belong to this divergence or support are left out.
+
+        Raises:
+            ValueError: keys that contradict each other.
+        """
+        top_k, k1 = self.support in TOP_K_SUPPORTS, self.divergence == "sampled_kl" and self.estimator == "k1"
+        try:
+            return Term(
+                divergence=self.divergence,
+                support=self.support or "",
+                tail=self.tail if top_k else None,
+                top_k=self.top_k if top_k else None,
+                coef=self.coef,
+                beta=self.beta if self.divergence == "jsd" else None,
+                estimator=self.estimator if self.divergence == "sampled_kl" else None,
+                clip_low=self.clip_low if k1 else None,
+                clip_high=self.clip_high if k1 else None,
+                entry_clip=self.entry_clip,
+                position_clip=self.position_clip,
+                entropy_above=self.entropy_above,
+            )
+        except ValueError as error:
+            raise ValueError(f"trd.objective: {error}") from error
+
+
+@dataclass(kw_only=True)
+class HiddenConfig(BaseConfig):
+    """What `hidden_mse` compares."""
+
+    layers: str
+    """`all`, or `last`: the output of the final norm alone."""
+    normalize: bool
+    """Compare directions (vectors of length 1) instead of raw states."""
+    positions: str
+    """`all`, or the `first` or `last` `num_positions` tokens of every response."""
+    num_positions: int | None
+    bridge: str | None
+    """Maps between models of other size, a folder made by `python -m recipe.trd.fit_bridge`; null compares directly."""
+
+    def __post_init__(self) -> None:
+        _one_of("trd.objective.hidden.layers", self.layers, ("all", "last"))
+        _check_positions("trd.objective.hidden", self.positions, self.num_positions)
+
+
+def _check_positions(node: str, positions: str, num_positions: int | None) -> None:
+    _one_of(f"{node}.positions", positions, ("all", "first", "last"))
+    if (positions == "all") != (num_positions is None) or (num_positions is not None and num_positions < 1):
+        raise ValueError(
+            f"{node}.positions={positions} with num_positions={num_positions}: first and last need a positive number, "
+            "all needs null"
+        )
+
+
+@dataclass(kw_only=True)
+class ObjectiveConfig(TermConfig):
+    """What the student minimises: the first term, a second one beside it, and a task reward."""
+
+    positions: str
+    """Tokens of a response that count: `all`, or the `first` or `last` `num_positions`. hidden_mse has its own."""
+    num_positions: int | None
+    plus: TermConfig
+    """A second term that is added; divergence `none` leaves it out."""
+    hidden: HiddenConfig
+    task_reward_coef: float
+    """Factor of the policy loss of the task reward on y_o; 0 leaves it out."""
+    task_clip_low: float
+    """The ratio of that policy loss stays above 1 - task_clip_low."""
+    task_clip_high: float
+    """The ratio stays below 1 + task_clip_high."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_positions("trd.objective", self.positions, self.num_positions)
+        _at_least("trd.objective.task_reward_coef", self.task_reward_coef, 0)
+        if self.divergence == "none" and self.plus.divergence != "none":
+            raise ValueError(
+                f"trd.objective.plus.divergence={self.plus.divergence} beside no first term; set it as "
+                "trd.objective.divergence"
+            )
+        names = [term.divergence for term in self.terms]
+        if len(set(names)) != len(names):
+            raise ValueError(f"trd.objective has {names[0]} twice; a term of each kind at most")
+
+    @property
+    def terms(self) -> tuple[TermConfig, ...]:
+        """The terms that count."""
+        return tuple(term for term in (self, self.plus) if term.divergence != "none")
+
+    @property
+    def hidden_term(self) -> TermConfig | None:
+        """The term on hidden states, if there is one."""
+        return next((term for term in self.terms if term.divergence == "hidden_mse"), None)
+
+    def distributions(self) -> Objective | None:
+        """The terms on output distributions, None without one."""
+        terms = tuple(term.term() for term in self.terms if term.divergence != "hidden_mse")
+        return Objective(terms=terms, overlap_top_k=self.top_k) if terms else None
+
+    def policy(self) -> Objective | None:
+        """The policy loss of the task reward, None without one."""
+        if self.task_reward_coef == 0:
+            return None
+        term = Term(
+            divergence="policy_gradient",
+            support="sampled",
+            coef=self.task_reward_coef,
+            clip_low=self.task_clip_low,
+            clip_high=self.task_clip_high,
+        )
+        return Objective(terms=(term,))
 
 
 @dataclass(kw_only=True)
@@ -92,6 +252,8 @@ class TrdConfig(BaseConfig):
 
     method: str
     """Name of the method, for logs and the summary."""
+    upstream: bool
+    """Methods that verl has itself run through verl's own agent loop, worker and losses."""
     trajectory: str
     """What the student is trained on: `y_o`, its own rollout, or `y_r`, the teacher's rewrite of it."""
     teacher: TeacherConfig
@@ -106,31 +268,95 @@ class TrdConfig(BaseConfig):
         _one_of("trd.trajectory", self.trajectory, ("y_o", "y_r"))
         _require(self.poll_interval_s > 0, "trd.poll_interval_s", self.poll_interval_s, "more than 0")
         _require(self.health_interval_s > 0, "trd.health_interval_s", self.health_interval_s, "more than 0")
-        wants_teacher = self.objective.divergence != "none"
-        if wants_teacher != (self.teacher.weights != "none"):
+        self._check_teacher()
+        if self.upstream:
+            self._check_upstream()
+        else:
+            self._check_scorer()
+            self._check_labels()
+
+    def _check_teacher(self) -> None:
+        if bool(self.objective.terms) != (self.teacher.weights != "none"):
             raise ValueError(
                 f"trd.objective.divergence={self.objective.divergence!r} with "
                 f"trd.teacher.weights={self.teacher.weights!r}: a divergence needs a teacher, and a teacher a "
                 "divergence; choose the method by its name, method=..."
             )
-        if self.is_upstream and self.trajectory != "y_o":
+
+    def _check_upstream(self) -> None:
+        if self.objective.divergence not in ("sampled_kl", "none") or self.trajectory != "y_o":
             raise ValueError(
-                f"trd.trajectory=y_r with trd.objective.divergence={self.objective.divergence!r}: only forward_kl "
-                "can be trained on rewritten trajectories; set trd.objective.divergence=forward_kl or "
-                "trd.trajectory=y_o"
+                f"trd.upstream=True with divergence {self.objective.divergence} on {self.trajectory}: verl itself has "
+                "sampled_kl and task rewards, on y_o; choose another method=..., or set trd.upstream=False"
             )
-        if not self.is_upstream and self.trajectory == "y_o":
+        if self.objective.plus.divergence != "none" or self.objective.task_reward_coef != 0:
             raise ValueError(
-                "trd.trajectory=y_o with trd.objective.divergence=forward_kl is not built yet; set "
-                "trd.trajectory=y_r, or method=opd for distillation on y_o"
-            )
-        if self.teacher.scorer == "generation" and self.trajectory == "y_r" and self.teacher.context != "refine":
-            raise ValueError(
-                "trd.teacher.scorer=generation returns log-probs under the context that y_r was written in, which is "
-                f"refine, not {self.teacher.context}; set trd.teacher.context=refine or trd.teacher.scorer=prefill"
+                f"method {self.method} runs through verl's own losses, which know neither trd.objective.plus nor "
+                "task_reward_coef; choose another method=..."
             )
 
+    def _check_scorer(self) -> None:
+        scorer, context = self.teacher.scorer, self.teacher.context
+        if not self.objective.terms:
+            raise ValueError("trd.objective.divergence=none has nothing to train on here; choose method=grpo")
+        if scorer == "generation" and self.trajectory == "y_o":
+            raise ValueError(
+                "trd.teacher.scorer=generation returns log-probs of what the teacher writes, and y_o is the student's; "
+                "set trd.teacher.scorer=prefill or engine"
+            )
+        if scorer == "generation" and context != "refine":
+            raise ValueError(
+                "trd.teacher.scorer=generation returns log-probs under the context that y_r was written in, which is "
+                f"refine, not {context}; set trd.teacher.context=refine, or trd.teacher.scorer=prefill or engine"
+            )
+        for term in self.objective.terms:
+            reason = _needs_more_than(scorer, term)
+            if reason:
+                raise ValueError(f"trd.teacher.scorer={scorer} cannot serve divergence {term.divergence}: {reason}")
+        if scorer in ("generation", "prefill"):
+            wanted = max(term.top_k for term in self.objective.terms if term.support == "teacher_topk")
+            if wanted > self.objective.top_k:
+                raise ValueError(
+                    f"trd.objective.plus.top_k={wanted} exceeds trd.objective.top_k={self.objective.top_k}, which is "
+                    "what the teacher's server sends; raise the latter"
+                )
+
+    def _check_labels(self) -> None:
+        is_hard = any(term.divergence == "cross_entropy" for term in self.objective.terms)
+        if is_hard and (self.trajectory == "y_o" or self.rewrite.fallback == "y_o"):
+            raise ValueError(
+                "cross_entropy would teach the student its own y_o as right: set trd.trajectory=y_r and "
+                "trd.rewrite.fallback=mask"
+            )
+        if self.objective.hidden.bridge is not None and self.objective.hidden_term is None:
+            raise ValueError("trd.objective.hidden.bridge is set, but no term is hidden_mse; leave it out")
+
     @property
-    def is_upstream(self) -> bool:
-        """True for methods that verl has itself; they run through verl's own agent loop, worker and losses."""
-        return self.objective.divergence in ("sampled_kl", "none")
+    def has_server(self) -> bool:
+        """Whether the teacher answers requests: to rewrite, or to score."""
+        return self.teacher.weights != "none" and (
+            self.trajectory == "y_r" or self.upstream or self.teacher.scorer in ("generation", "prefill")
+        )
+
+    @property
+    def trains_both(self) -> bool:
+        """Whether every rollout gives two rows: y_r for the divergence and y_o for the task reward."""
+        return self.trajectory == "y_r" and self.objective.task_reward_coef > 0
+
+
+def _needs_more_than(scorer: str, term: TermConfig) -> str | None:
+    """Why this scorer cannot serve the term; None where it can."""
+    if scorer == "engine" or term.divergence == "cross_entropy":
+        return None
+    if term.divergence == "hidden_mse":
+        return "hidden states are only there in the training process; set trd.teacher.scorer=engine"
+    if scorer == "none":
+        return "it has no distribution of the teacher; set trd.teacher.scorer=generation, prefill or engine"
+    if term.support != "teacher_topk":
+        return (
+            f"support {term.support} needs more than the teacher's top-k; set trd.teacher.scorer=engine or "
+            "support=teacher_topk"
+        )
+    if term.entropy_above is not None:
+        return "the entropy gate needs the teacher's whole vocabulary; set trd.teacher.scorer=engine"
+    return None

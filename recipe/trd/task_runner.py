@@ -16,7 +16,7 @@ class TrdTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
     def run(self, config: DictConfig) -> None:
         """Train to the end. Ends with an exception when resources are missing or a server dies."""
         resources.wait_until_available(resources.required(config))
-        if config.trd.trajectory == "y_r":
+        if not config.trd.upstream:
             topk_server.register()
         self._watchdog = watchdog.Watchdog(interval_s=config.trd.health_interval_s, servers=self._servers)
         try:

@@ -5,6 +5,7 @@ from typing import Any
 
 import ray
 import transfer_queue as tq
+from omegaconf import OmegaConf, open_dict
 from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
@@ -23,17 +24,31 @@ class UpstreamTrainer(Reporting, PPOTrainerSync):
 
 @register_trainer("trd")
 class TrdTrainer(Reporting, PPOTrainerSync):
-    """Trains on rewritten trajectories; every method whose loss is `recipe.trd.objective`."""
+    """Every method whose loss is `recipe.trd.objective`."""
 
     def _init_resource_pool_mgr(self) -> None:
+        # verl hands its workers this node and no other.
+        with open_dict(self.config.actor_rollout_ref):
+            self.config.actor_rollout_ref.trd = OmegaConf.to_container(self.config.trd, resolve=True)
         super()._init_resource_pool_mgr()
         for role in (Role.ActorRollout, Role.ActorRolloutRef):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(TrdWorker)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
-        # A supervised divergence compares with the teacher, not with the policy that rolled out: a whole forward saved.
-        return batch
+        # The policy that sampled is the current one in the first update of a batch: a whole forward pass saved.
+        if not self._needs_old_log_probs():
+            return batch
+        return super()._compute_old_log_prob(batch, metrics)
+
+    def _needs_old_log_probs(self) -> bool:
+        """Whether a ratio to the policy that sampled can differ from 1."""
+        trd, actor = self.config.trd.objective, self.config.actor_rollout_ref.actor
+        has_ratio = trd.task_reward_coef > 0 or any(
+            term.divergence == "sampled_kl" and term.estimator == "k1" for term in (trd, trd.plus)
+        )
+        num_updates = actor.ppo_epochs * self.config.data.train_batch_size / actor.ppo_mini_batch_size
+        return has_ratio and num_updates > 1
 
     def _compute_metrics(
         self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
@@ -67,7 +82,8 @@ class TrdTrainer(Reporting, PPOTrainerSync):
                 "ground_truth": truth.get("ground_truth"),
             }
             for key, tag, extra, prompt, scores, truth in columns
-            if not tag.get("is_padding", False)
+            # Rows without a record are the y_o beside a y_r, which a task reward is trained on.
+            if not tag.get("is_padding", False) and "trd" in extra
         ]
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict[str, float], rollout_data_dir: str) -> None:

@@ -42,6 +42,8 @@ def finish_logits(*, logits: Tensor, head: Head, num_tokens: int) -> Tensor | No
     if head.temperature != 1.0:
         logits.div_(head.temperature)
         slope = torch.full_like(logits[:, :1], 1 / head.temperature) if slope is None else slope.div_(head.temperature)
+    if head.swapped is not None:
+        logits[:, list(head.swapped)] = logits[:, list(head.swapped[::-1])]
     return slope
 
 

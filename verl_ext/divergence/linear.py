@@ -74,6 +74,8 @@ def linear_divergence(
     check_fit(objective=objective, teacher=teacher, tokens=tokens)
     num_tokens = _vocabulary(student, teacher, vocab_size)
     _check_rows(student, teacher, tokens)
+    if student.swapped is not None:
+        raise ValueError("only a teacher's tokens can be swapped")
     if isinstance(teacher, TopK):
         _check_ids(teacher.ids, tokens, num_tokens)
     if tokens.ids is not None and any(term.support == "sampled" for term in objective.terms):
@@ -209,6 +211,7 @@ def _gradient_in_place(job: _Job, chunk: Tensor, buffers: Tensor) -> Tensor:
             top_k=_rows_of_top_k(job.teacher, rows) if isinstance(job.teacher, TopK) else None,
             ids=_column(job.tokens.ids, rows),
             old_log_probs=_column(job.tokens.old_log_probs, rows),
+            advantages=_column(job.tokens.advantages, rows),
         )
         weights = job.tokens.weights[rows].to(buffers.dtype)
         values = evaluate_block(block, objective=job.objective, weights=weights, top_k=top_k)

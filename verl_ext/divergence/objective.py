@@ -71,9 +71,13 @@ class Term:
             f"sampled_kl needs an estimator of {ESTIMATORS}, others none; got {self.estimator!r}",
         )
         _require((self.clip_low is None) == (self.clip_high is None), "clip_low and clip_high come together")
-        _require(self.clip_low is None or self.estimator == "k1", "clip_low and clip_high belong to the estimator k1")
+        follows_gradient = self.estimator == "k1" or self.divergence == "policy_gradient"
         _require(
-            self.estimator != "k1" or (self.entry_clip is None and self.position_clip is None),
+            self.clip_low is None or follows_gradient,
+            "clip_low and clip_high belong to the estimator k1 and to policy_gradient",
+        )
+        _require(
+            not follows_gradient or (self.entry_clip is None and self.position_clip is None),
             "a policy gradient has no clip of its value; clip_low and clip_high clip its ratio",
         )
 
@@ -105,7 +109,8 @@ class Head:
     """A model's last hidden rows and its output head: softmax(cap(hidden @ weight^T + bias) / temperature).
 
     hidden [N, d]; weight [V, d], the embedding itself where both are tied; bias [V]; soft_cap as in Gemma 2:
-    cap(x) = soft_cap * tanh(x / soft_cap).
+    cap(x) = soft_cap * tanh(x / soft_cap). `swapped`: two ids that trade places in a teacher's distribution, for models
+    that end a turn with different tokens of one vocabulary; a student has none.
     """
 
     hidden: Tensor
@@ -113,6 +118,7 @@ class Head:
     bias: Tensor | None = None
     soft_cap: float | None = None
     temperature: float = 1.0
+    swapped: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,12 +142,17 @@ class Tokens:
 
     weights [N]: the row's factor in the loss, normally mask * position weight / global token count; rows of weight 0
     are not computed at all. ids [N]: sampled token (label). old_log_probs [N]: of the policy that sampled it, for the
-    ratio of k1; None takes the student as it is.
+    ratio of k1 and policy_gradient; None takes the student as it is. advantages [N]: of a policy_gradient.
     """
 
     weights: Tensor
     ids: Tensor | None = None
     old_log_probs: Tensor | None = None
+    advantages: Tensor | None = None
+
+
+NO_TEACHER = ("cross_entropy", "policy_gradient")
+"""Divergences that ask the data, not a teacher."""
 
 
 def check_fit(*, objective: Objective, teacher: Head | TopK | None, tokens: Tokens) -> None:
@@ -152,11 +163,15 @@ def check_fit(*, objective: Objective, teacher: Head | TopK | None, tokens: Toke
     """
     for term in objective.terms:
         _require(
-            teacher is not None or term.divergence == "cross_entropy",
+            teacher is not None or term.divergence in NO_TEACHER,
             f"{term.divergence} needs a teacher: hidden rows with a head, or top-k",
         )
         _require(
             term.support != "sampled" or tokens.ids is not None, f"{term.divergence} needs the sampled ids in `tokens`"
+        )
+        _require(
+            term.divergence != "policy_gradient" or tokens.advantages is not None,
+            "policy_gradient needs advantages in `tokens`",
         )
         if isinstance(teacher, TopK):
             _check_top_k(term, teacher)

@@ -27,8 +27,9 @@ class LogProbs:
     """Natural logarithms of probabilities [n, E] on the same E entries, each >= LOG_ZERO, and the probabilities.
 
     The student's tensors must be left alone; the teacher's may be overwritten, which spares memory and time when E is
-    the vocabulary. Divergences that need no teacher ignore it. `old` [n, 1] holds the log-probabilities of the policy
-    that sampled, for a support of one sampled token; None where it is the current one.
+    the vocabulary. Divergences that need no teacher ignore it. For a support of one sampled token, `old` [n, 1] holds
+    the log-probabilities of the policy that sampled, None where it is the current one, and `advantage` [n, 1] what a
+    policy gradient follows.
     """
 
     student: Tensor
@@ -36,11 +37,21 @@ class LogProbs:
     student_probs: Tensor
     teacher_probs: Tensor
     old: Tensor | None = None
+    advantage: Tensor | None = None
 
 
-def log_probs_of(*, student: Tensor, teacher: Tensor, old: Tensor | None = None) -> LogProbs:
+def log_probs_of(
+    *, student: Tensor, teacher: Tensor, old: Tensor | None = None, advantage: Tensor | None = None
+) -> LogProbs:
     """LogProbs whose probabilities are not known yet."""
-    return LogProbs(student=student, teacher=teacher, student_probs=student.exp(), teacher_probs=teacher.exp(), old=old)
+    return LogProbs(
+        student=student,
+        teacher=teacher,
+        student_probs=student.exp(),
+        teacher_probs=teacher.exp(),
+        old=old,
+        advantage=advantage,
+    )
 
 
 Terms = tuple[Tensor, Tensor]
@@ -94,7 +105,8 @@ def sampled_kl(log_probs: LogProbs, term: Term) -> Terms:
     Source: k1 EOPD, arXiv 2603.07079, Eq. 7-8; all three http://joschu.net/blog/kl-approx.html.
     """
     if term.estimator == "k1":
-        return _policy_gradient(log_probs, term)
+        old = log_probs.student if log_probs.old is None else log_probs.old
+        return _clipped_gradient(log_probs, term, advantage=log_probs.teacher - old)
     log_ratio = log_probs.teacher - log_probs.student
     if term.estimator == "k2":
         return log_ratio.square() / 2, -log_ratio
@@ -102,9 +114,17 @@ def sampled_kl(log_probs: LogProbs, term: Term) -> Terms:
     return excess - log_ratio, -excess
 
 
-def _policy_gradient(log_probs: LogProbs, term: Term) -> Terms:
+def policy_gradient(log_probs: LogProbs, term: Term) -> Terms:
+    """The k1 of `sampled_kl` with an advantage that the caller brings, from a task reward for one.
+
+    Source: PPO's clipped objective as GRPO uses it, DeepSeekMath, arXiv 2402.03300, Eq. 3.
+    """
+    assert log_probs.advantage is not None, "check_fit refuses a policy gradient without advantages"
+    return _clipped_gradient(log_probs, term, advantage=log_probs.advantage)
+
+
+def _clipped_gradient(log_probs: LogProbs, term: Term, *, advantage: Tensor) -> Terms:
     old = log_probs.student if log_probs.old is None else log_probs.old
-    advantage = log_probs.teacher - old
     ratio = (log_probs.student - old).exp()
     terms = -ratio * advantage
     if term.clip_low is None or term.clip_high is None:
@@ -118,5 +138,9 @@ Divergence = Callable[[LogProbs, "Term"], Terms]
 DISTRIBUTION_DIVERGENCES: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 """Compare two distributions on a support."""
 
-SAMPLED_DIVERGENCES: dict[str, Divergence] = {"cross_entropy": cross_entropy, "sampled_kl": sampled_kl}
+SAMPLED_DIVERGENCES: dict[str, Divergence] = {
+    "cross_entropy": cross_entropy,
+    "sampled_kl": sampled_kl,
+    "policy_gradient": policy_gradient,
+}
 """See the sampled token alone (support `sampled`)."""

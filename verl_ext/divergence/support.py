@@ -46,8 +46,8 @@ class Softmax:
 class Block:
     """A block of rows, and the derivative by the student's log-probabilities that its terms have left so far.
 
-    `teacher` is None where the teacher is a `top_k` or nobody. ids and old_log_probs are [n, 1]. The last term may
-    overwrite the teacher's tensors.
+    `teacher` is None where the teacher is a `top_k` or nobody. ids, old_log_probs and advantages are
+    [n, 1]. The last term may overwrite the teacher's tensors.
     """
 
     student: Softmax
@@ -55,6 +55,7 @@ class Block:
     top_k: TopK | None
     ids: Tensor | None
     old_log_probs: Tensor | None
+    advantages: Tensor | None = None
     is_last_term: bool = False
     dense: Tensor | None = None
     sparse: list[tuple[Tensor, Tensor]] = field(default_factory=list)
@@ -154,7 +155,7 @@ def sampled(block: Block, _: Term) -> Events:
         teacher = block.top_k.sampled_log_probs.to(student).unsqueeze(-1).clamp(min=LOG_ZERO)
     else:
         teacher = torch.zeros_like(student)
-    log_probs = log_probs_of(student=student, teacher=teacher, old=block.old_log_probs)
+    log_probs = log_probs_of(student=student, teacher=teacher, old=block.old_log_probs, advantage=block.advantages)
     return Events(log_probs=log_probs, pull=lambda derivative: _add_sparse(block, block.ids, derivative))
 
 

@@ -1,0 +1,104 @@
+"""verl's hybrid worker (actor and rollout) with a frozen teacher in the same process."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.trainer.config import CheckpointConfig
+from verl.utils.device import get_device_id, get_device_name
+from verl.workers.config import HFModelConfig
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from verl_ext.engine.causal_lm import check_head
+from verl_ext.engine.distillation import FROZEN, VENDOR, DistillationEngine, FrozenEngine
+
+
+class DistillationWorker(ActorRolloutRefWorker):
+    """A subclass sets `teacher_path`, `teacher_dtype` and `offload_teacher` before `init_model`."""
+
+    teacher: FrozenEngine | None = None
+    teacher_path: str | None = None
+    """Model of the teacher; None for no teacher in this process."""
+    teacher_dtype = "bf16"
+    offload_teacher = False
+    """Keep the teacher in host memory but during an update."""
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """Build what verl builds, with `DistillationEngine` as the actor's engine, then the teacher.
+
+        Raises:
+            RuntimeError: an architecture whose logits are not what hidden states and head say.
+        """
+        os.environ["VERL_ENGINE_VENDOR"] = VENDOR
+        super().init_model()
+        engines = [self.actor.engine]
+        if self.teacher_path is not None:
+            self.teacher = build_teacher(
+                path=self.teacher_path, dtype=self.teacher_dtype, offload=self.offload_teacher, student=engines[0]
+            )
+            self.actor.engine.teacher = self.teacher
+            engines.append(self.teacher)
+        for engine in engines:
+            with _on_device(engine):
+                check_head(engine.module, vocab_size=engine.model_config.hf_config.vocab_size, device=get_device_id())
+
+    @contextmanager
+    def teacher_on_device(self) -> Iterator[None]:
+        """The teacher's weights are where it computes; an offloaded one goes back afterwards."""
+        if self.teacher is None:
+            yield
+        else:
+            with _on_device(self.teacher):
+                yield
+
+
+@contextmanager
+def _on_device(engine: DistillationEngine) -> Iterator[None]:
+    if engine.is_param_offload_enabled:
+        engine.to(device=get_device_name(), model=True, optimizer=False, grad=False)
+    yield
+    if engine.is_param_offload_enabled:
+        engine.to(device="cpu", model=True, optimizer=False, grad=False)
+
+
+def build_teacher(*, path: str, dtype: str, offload: bool, student: DistillationEngine) -> FrozenEngine:
+    """A frozen model, sharded over the student's ranks in the student's way.
+
+    Args:
+        path: Hugging Face model.
+        dtype: of its weights and its forward pass: `bf16`, `fp16` or `fp32`.
+        offload: whether its weights start in host memory.
+        student: the engine whose ranks, padding and attention it shares.
+    """
+    theirs = student.model_config
+    model_config = HFModelConfig(
+        path=path,
+        trust_remote_code=theirs.trust_remote_code,
+        external_lib=theirs.external_lib,
+        override_config=theirs.override_config,
+        use_remove_padding=theirs.use_remove_padding,
+        enable_gradient_checkpointing=False,
+    )
+    engine_config = replace(
+        student.engine_config,
+        model_dtype=dtype,
+        mixed_precision={"param_dtype": dtype, "reduce_dtype": dtype, "buffer_dtype": dtype},
+        param_offload=offload,
+        optimizer_offload=False,
+        offload_policy=False,
+        use_torch_compile=False,
+    )
+    engine = EngineRegistry.new(
+        model_type=FROZEN,
+        backend=engine_config.strategy,
+        model_config=model_config,
+        engine_config=engine_config,
+        optimizer_config=None,
+        checkpoint_config=CheckpointConfig(save_contents=[], load_contents=[]),
+    )
+    engine.initialize()
+    return engine
