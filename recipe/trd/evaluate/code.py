@@ -1,0 +1,182 @@
+"""Grades programs with the public graders, EvalPlus and LiveCodeBench, where they are installed. Both run as they are.
+
+Programs of a model are code that nobody has read: both graders run them in processes with time limits, in no sandbox.
+Use a container or a virtual machine.
+"""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from recipe.trd.evaluate import pool, store
+from recipe.trd.evaluate.store import Key
+from recipe.trd.evaluate.suites import Problem
+
+ABILITIES = frozenset({"code", "coding"})
+
+EVALPLUS = {"humaneval_plus": "humaneval", "mbpp_plus": "mbpp"}
+"""`data_source` to EvalPlus's name of the set."""
+
+LIVECODEBENCH = "livecodebench"
+
+_PACKAGE = {"evalplus": "evalplus", LIVECODEBENCH: "lcb_runner"}
+_HOW_TO_INSTALL = {
+    "evalplus": "pip install evalplus==0.3.1",
+    LIVECODEBENCH: "git clone https://github.com/LiveCodeBench/LiveCodeBench and put it on PYTHONPATH",
+}
+
+_BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
+
+# Runs where LiveCodeBench is importable; from standard input, to the file that is its argument.
+_LIVECODEBENCH_SCRIPT = """
+import json, sys
+from lcb_runner.evaluation.compute_code_generation_metrics import codegen_metrics
+task = json.load(sys.stdin)
+samples = [{"input_output": tests} for tests in task["tests"]]
+results = codegen_metrics(samples, task["programs"], k_list=[1], num_process_evaluate=task["workers"],
+                          timeout=task["timeout_s"])[1]
+passed = [[all(test is True or test == 1 for test in tests) and len(tests) > 0 for tests in results[number]]
+          for number in range(len(samples))]
+json.dump(passed, open(sys.argv[1], "w"))
+"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a grader says of one program."""
+
+    correct: bool
+    program: str
+    outcome: str = pool.Outcome.DONE
+    error: str = ""
+
+
+def last_program(text: str) -> str:
+    """The last Python block of a response; empty if there is none that is closed."""
+    blocks = _BLOCK.findall(text)
+    return blocks[-1].rstrip() if blocks else ""
+
+
+def grader_of(problem: Problem) -> str:
+    """Name of the grader: `evalplus/<set>` or `livecodebench`.
+
+    Raises:
+        ValueError: neither knows the problem.
+    """
+    if problem.data_source in EVALPLUS:
+        return f"evalplus/{EVALPLUS[problem.data_source]}"
+    if problem.data_source.startswith(LIVECODEBENCH):
+        return LIVECODEBENCH
+    raise ValueError(
+        f"no grader for programs of {problem.data_source!r}: EvalPlus grades {' and '.join(EVALPLUS)}, "
+        f"LiveCodeBench {LIVECODEBENCH}"
+    )
+
+
+def check_installed(name: str) -> None:
+    """Refuse before sampling what could not be graded after it.
+
+    Raises:
+        ValueError: the grader is not installed; the message says how to install it.
+    """
+    grader = name.partition("/")[0]
+    if importlib.util.find_spec(_PACKAGE[grader]) is None:
+        raise ValueError(
+            f"grading these programs needs {grader}, which this environment lacks: {_HOW_TO_INSTALL[grader]}; it runs "
+            "programs of the model, so use a container"
+        )
+
+
+def grade(
+    name: str, texts: Mapping[Key, str], problems: Mapping[str, Problem], workers: int, timeout_s: float
+) -> dict[Key, Verdict]:
+    """Grade programs; see `grader_of` for the names.
+
+    Raises:
+        RuntimeError: the grader failed as a whole.
+    """
+    programs = {key: last_program(text) for key, text in texts.items()}
+    with tempfile.TemporaryDirectory(prefix="grading-") as folder:
+        if name == LIVECODEBENCH:
+            return _livecodebench(programs, problems, Path(folder), workers, timeout_s)
+        return _evalplus(name.partition("/")[2], programs, problems, Path(folder), workers)
+
+
+def _evalplus(
+    dataset: str, programs: Mapping[Key, str], problems: Mapping[str, Problem], folder: Path, workers: int
+) -> dict[Key, Verdict]:
+    """Base and extra tests have to pass. EvalPlus keeps the order of the programs for a task, and wants all tasks."""
+    keys: dict[str, list[Key]] = defaultdict(list)
+    for key in sorted(programs):
+        keys[_task_id(problems[key[0]], dataset)].append(key)
+    samples = folder / "samples.jsonl"
+    rows = [{"task_id": task, "solution": programs[key]} for task, members in keys.items() for key in members]
+    store.write_lines(samples, rows)
+    command = ["-m", "evalplus.evaluate", "--dataset", dataset, "--samples", str(samples), "--parallel", str(workers)]
+    result = folder / "samples_eval_results.json"
+    _run_grader(command, "", result, "EvalPlus (it grades whole sets only: leave out --limit)")
+    graded = json.loads(result.read_text(encoding="utf-8"))["eval"]
+    verdicts = {}
+    for task, members in keys.items():
+        for key, row in zip(members, graded[task], strict=True):
+            statuses = (row["base_status"], row["plus_status"])
+            verdicts[key] = Verdict(
+                statuses == ("pass", "pass"), programs[key], _outcome(statuses), _error(programs[key])
+            )
+    return verdicts
+
+
+def _outcome(statuses: Sequence[str]) -> str:
+    return pool.Outcome.TIMEOUT if "timeout" in statuses else pool.Outcome.DONE
+
+
+def _error(program: str) -> str:
+    return "" if program else "no closed Python block in the response"
+
+
+def _task_id(problem: Problem, dataset: str) -> str:
+    """EvalPlus's name of a task; the table of MBPP+ on the hub has the numbers alone."""
+    for column in ("task_id", "id", "source_id"):
+        if value := problem.extra_info.get(column):
+            return str(value) if "/" in str(value) else f"{dataset.capitalize()}/{value}"
+    raise ValueError(
+        f"problem {problem.id} has no task_id in extra_info, by which EvalPlus knows it: prepare the set again"
+    )
+
+
+def _livecodebench(
+    programs: Mapping[Key, str], problems: Mapping[str, Problem], folder: Path, workers: int, timeout_s: float
+) -> dict[Key, Verdict]:
+    """All tests have to pass. The tests come with the problem, in the form that LiveCodeBench reads."""
+    keys: dict[str, list[Key]] = defaultdict(list)
+    for key in sorted(programs):
+        keys[key[0]].append(key)
+    task: dict[str, Any] = {
+        "tests": [problems[problem].ground_truth for problem in keys],
+        "programs": [[programs[key] for key in members] for members in keys.values()],
+        "workers": workers,
+        "timeout_s": max(1, round(timeout_s)),
+    }
+    result = folder / "passed.json"
+    _run_grader(["-c", _LIVECODEBENCH_SCRIPT, str(result)], json.dumps(task), result, "LiveCodeBench")
+    passed = json.loads(result.read_text(encoding="utf-8"))
+    return {
+        key: Verdict(bool(verdict), programs[key], error=_error(programs[key]))
+        for members, verdicts in zip(keys.values(), passed, strict=True)
+        for key, verdict in zip(members, verdicts, strict=True)
+    }
+
+
+def _run_grader(arguments: Sequence[str], given: str, result: Path, name: str) -> None:
+    command = [sys.executable, *arguments]
+    done = subprocess.run(command, input=given, capture_output=True, text=True, cwd=result.parent, check=False)
+    if done.returncode or not result.exists():
+        raise RuntimeError(f"{name} failed with exit code {done.returncode}:\n{(done.stderr or done.stdout)[-2000:]}")
