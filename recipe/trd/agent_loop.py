@@ -20,7 +20,7 @@ from recipe.trd import alignment, objective  # noqa: F401  verl looks its loss u
 from recipe.trd.contexts import Context
 from recipe.trd.gates import Verdict
 from recipe.trd.records import SampleRecord
-from recipe.trd.rewrite import Rewrite, Teacher, TopK
+from recipe.trd.rewrite import Rewrite, Teacher, TopK, one_line
 from recipe.trd.schema import TrdConfig
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,10 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.take_up_method()
+
+    def take_up_method(self) -> None:
+        """Get ready for what `self.config.trd` asks of the teacher."""
         self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
         path = self.config.distillation.teacher_models.teacher_model.model_path
         if not self.trd.has_server:
@@ -137,9 +141,10 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         started = time.time()
         try:
             return await self.teacher.score(context.ids, sample.response_ids)
-        except Exception:
+        except Exception as error:
             # The network boundary: the sample is masked and counted, the watchdog looks after the server.
             logger.exception("the teacher's server failed to score a sample")
+            record.error = one_line(error)
             return None
         finally:
             record.score_span = (started, time.time())
@@ -207,7 +212,7 @@ def _with_policy_row(sample: TrainingSample, y_o: TrainingSample) -> list[Traini
 
 
 def _note_rewrite(record: SampleRecord, rewrite: Rewrite) -> None:
-    record.verdict = str(rewrite.verdict)
+    record.verdict, record.error = str(rewrite.verdict), rewrite.error
     record.y_r_ids = rewrite.y_r_ids or None
     record.num_cut = rewrite.context.num_cut if rewrite.context else 0
     record.rewrite_span = (rewrite.started, rewrite.ended)

@@ -66,7 +66,7 @@ def add_masks(data: TensorDict, trd: TrdConfig) -> None:
     """
     response_mask = data["response_mask"]
     padded = response_mask.to_padded_tensor(0) if response_mask.is_nested else response_mask
-    is_policy = data["is_policy"].to(padded) if trd.trains_both else None
+    is_policy = flat(data["is_policy"]).reshape(-1, 1).to(padded) if trd.trains_both else None
     hidden = trd.objective.hidden
     has_reward = trd.objective.task_reward_coef > 0
     masks = {

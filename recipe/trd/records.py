@@ -34,6 +34,8 @@ class SampleRecord:
     """The context that the teacher's rows were computed under."""
     score_span: Span | None = None
     """The second pass over the response, where one was needed."""
+    error: str | None = None
+    """What the teacher's server said when it failed on this sample."""
     y_r_acc: float | None = None
     """None when y_r is not trained on, which leaves it ungraded."""
 

@@ -42,6 +42,15 @@ class Rewrite:
     started: float
     ended: float
     """Unix time, s."""
+    error: str | None = None
+    """What the server said when it failed."""
+
+
+def one_line(error: Exception) -> str:
+    """Type and first line of an exception; of one that Ray carried over, of its cause."""
+    cause = getattr(error, "cause", None) or error
+    text = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
+    return f"{type(cause).__name__}: {text}"
 
 
 class Teacher:
@@ -116,10 +125,10 @@ class Teacher:
             output = await self.client.generate(
                 request_id=uuid4().hex, prompt_ids=context.ids, sampling_params=sampling_params, topk=topk or 1
             )
-        except Exception:
+        except Exception as error:
             # The network boundary: the sample falls back, the failure is counted, the watchdog looks after the server.
             logger.exception("the teacher's server failed on a rewrite")
-            return Rewrite(Verdict.FAILED, context, [], None, started, time.time())
+            return Rewrite(Verdict.FAILED, context, [], None, started, time.time(), error=one_line(error))
         y_r_ids = list(output.token_ids)
         verdict = judge(
             y_r_ids,

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from verl.base_config import BaseConfig
 
-from verl_ext.divergence import Objective, Term
+from verl_ext.divergence import DIVERGENCES, Objective, Term
 
-DISTRIBUTIONS = ("forward_kl", "reverse_kl", "jsd")
-SAMPLED = ("sampled_kl", "cross_entropy")
-DIVERGENCES = (*DISTRIBUTIONS, *SAMPLED, "hidden_mse", "none")
+NOT_ON_OUTPUTS = ("hidden_mse", "none")
+"""Values of `divergence` beside those of `verl_ext.divergence`."""
+
 TOP_K_SUPPORTS = ("teacher_topk", "student_topk")
 
 
@@ -124,9 +124,10 @@ class TermConfig(BaseConfig):
     """The term counts where the teacher's entropy over the whole vocabulary exceeds this, nats (EOPD)."""
 
     def __post_init__(self) -> None:
-        _one_of("trd.objective.divergence", self.divergence, DIVERGENCES)
+        on_outputs = [name for name in DIVERGENCES if name != "policy_gradient"]
+        _one_of("trd.objective.divergence", self.divergence, (*on_outputs, *NOT_ON_OUTPUTS))
         _at_least("trd.objective.top_k", self.top_k, 1)
-        if self.divergence in (*DISTRIBUTIONS, *SAMPLED):
+        if self.divergence in on_outputs:
             self.term()
         elif self.support is not None:
             raise ValueError(

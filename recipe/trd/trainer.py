@@ -54,8 +54,17 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
     ) -> None:
         self._records = self._fetch_records(batch)
+        self._refuse_a_step_without_teacher()
         metrics.update(records.step_metrics(self._records))
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+
+    def _refuse_a_step_without_teacher(self) -> None:
+        """A teacher that fails on every sample would leave steps that train nothing, one after the other."""
+        errors = [record["error"] for record in self._records]
+        if errors and all(errors):
+            raise RuntimeError(
+                f"the teacher's server failed on all {len(errors)} samples of step {self.global_steps}: {errors[0]}"
+            )
 
     def _fetch_records(self, batch: KVBatchMeta) -> list[dict[str, Any]]:
         """Records of the step's samples, padding rows left out, each with its key, prompt, reward and truth."""

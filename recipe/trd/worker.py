@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.device import get_device_id
 
 from recipe.trd import bridge
 from recipe.trd.objective import MASKS, Loss, add_masks, trd_loss
@@ -24,12 +25,15 @@ class TrdWorker(DistillationWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
         """Build student, rollout and teacher, then hand the engine our loss."""
-        self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
-        if self.trd.teacher.scorer == "engine":
-            engine = self.trd.teacher.engine
-            self.teacher_path, self.teacher_dtype = engine.path, engine.dtype
-            self.offload_teacher = engine.offload
         super().init_model()
+        self.take_up_method()
+
+    def take_up_method(self) -> None:
+        """Load the teacher and build the loss that `self.config.trd` asks for."""
+        self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
+        engine = self.trd.teacher.engine
+        path = engine.path if self.trd.teacher.scorer == "engine" else None
+        self.set_teacher(path, dtype=engine.dtype, offload=engine.offload)
         self.trd_loss = self._build_loss()
         self.actor.engine.counted = MASKS
         self.actor.engine.with_head = self.trd_loss.divergence is not None or self.trd_loss.policy is not None
@@ -43,7 +47,7 @@ class TrdWorker(DistillationWorker):
         term = objective.hidden_term
         fitted = None
         if term is not None and objective.hidden.bridge is not None:
-            fitted = bridge.load(objective.hidden.bridge, device=self.actor.engine.module.device)
+            fitted = bridge.load(objective.hidden.bridge, device=get_device_id())
         return Loss(
             divergence=objective.distributions(),
             policy=objective.policy(),

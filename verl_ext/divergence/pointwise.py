@@ -144,3 +144,5 @@ SAMPLED_DIVERGENCES: dict[str, Divergence] = {
     "policy_gradient": policy_gradient,
 }
 """See the sampled token alone (support `sampled`)."""
+
+DIVERGENCES = DISTRIBUTION_DIVERGENCES | SAMPLED_DIVERGENCES

@@ -4,11 +4,9 @@ import torch
 from torch import Tensor
 
 from verl_ext.divergence.objective import TOP_K_SUPPORTS, Head, Objective, Term, TopK
-from verl_ext.divergence.pointwise import DISTRIBUTION_DIVERGENCES, SAMPLED_DIVERGENCES
+from verl_ext.divergence.pointwise import DIVERGENCES
 from verl_ext.divergence.support import SUPPORTS, Block
 from verl_ext.divergence.token_weight import clip_entries, clip_positions, entropy_gate
-
-DIVERGENCES = DISTRIBUTION_DIVERGENCES | SAMPLED_DIVERGENCES
 
 
 def output_names(objective: Objective, teacher: Head | TopK | None) -> list[str]:

@@ -37,6 +37,9 @@ def hand_over_hidden_states(model: nn.Module) -> None:
 
     `model(..., consumer=f)` returns f(HiddenStates) and computes no logits; without a consumer nothing changes. To be
     called before FSDP or PEFT wrap the model.
+
+    Raises:
+        RuntimeError: by the model, when its head has been replaced since then: the old one would be used.
     """
     original: Callable = model.forward
     linear: nn.Module = model.get_output_embeddings()
@@ -52,6 +55,11 @@ def hand_over_hidden_states(model: nn.Module) -> None:
     ) -> Any:
         if consumer is None:
             return original(*args, **kwargs)
+        if model.get_output_embeddings() is not linear:
+            raise RuntimeError(
+                f"the output head of {type(model).__name__} was replaced, by an adapter for one, after it was prepared "
+                "for distillation: leave it out of actor_rollout_ref.model.target_modules"
+            )
         kwargs = {name: value for name, value in kwargs.items() if name not in LOGITS_ONLY}
         outputs = model.base_model(*args, output_hidden_states=with_layers, **kwargs)
         layers = tuple(outputs.hidden_states[1:]) if with_layers else ()

@@ -17,34 +17,34 @@ from verl_ext.engine.distillation import FROZEN, VENDOR, DistillationEngine, Fro
 
 
 class DistillationWorker(ActorRolloutRefWorker):
-    """A subclass sets `teacher_path`, `teacher_dtype` and `offload_teacher` before `init_model`."""
+    """verl's worker with `DistillationEngine` as the actor's engine."""
 
     teacher: FrozenEngine | None = None
-    teacher_path: str | None = None
-    """Model of the teacher; None for no teacher in this process."""
-    teacher_dtype = "bf16"
-    offload_teacher = False
-    """Keep the teacher in host memory but during an update."""
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
-        """Build what verl builds, with `DistillationEngine` as the actor's engine, then the teacher.
+        """Build what verl builds.
 
         Raises:
             RuntimeError: an architecture whose logits are not what hidden states and head say.
         """
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR
         super().init_model()
-        engines = [self.actor.engine]
-        if self.teacher_path is not None:
-            self.teacher = build_teacher(
-                path=self.teacher_path, dtype=self.teacher_dtype, offload=self.offload_teacher, student=engines[0]
-            )
-            self.actor.engine.teacher = self.teacher
-            engines.append(self.teacher)
-        for engine in engines:
-            with _on_device(engine):
-                check_head(engine.module, vocab_size=engine.model_config.hf_config.vocab_size, device=get_device_id())
+        _check(self.actor.engine)
+
+    def set_teacher(self, path: str | None, *, dtype: str = "bf16", offload: bool = False) -> None:
+        """Load the teacher, or let go of it with None.
+
+        Args:
+            path: Hugging Face model.
+            dtype: of its weights and its forward pass: `bf16`, `fp16` or `fp32`.
+            offload: keep its weights in host memory but in `teacher_on_device`.
+        """
+        student = self.actor.engine
+        self.teacher = None if path is None else build_teacher(path=path, dtype=dtype, offload=offload, student=student)
+        student.teacher = self.teacher
+        if self.teacher is not None:
+            _check(self.teacher)
 
     @contextmanager
     def teacher_on_device(self) -> Iterator[None]:
@@ -63,6 +63,11 @@ def _on_device(engine: DistillationEngine) -> Iterator[None]:
     yield
     if engine.is_param_offload_enabled:
         engine.to(device="cpu", model=True, optimizer=False, grad=False)
+
+
+def _check(engine: DistillationEngine) -> None:
+    with _on_device(engine):
+        check_head(engine.module, vocab_size=engine.model_config.hf_config.vocab_size, device=get_device_id())
 
 
 def build_teacher(*, path: str, dtype: str, offload: bool, student: DistillationEngine) -> FrozenEngine:

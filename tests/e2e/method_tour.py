@@ -1,0 +1,127 @@
+"""Every method of configs/method in one run: `python -m method_tour CASES.json RUN_DIR`.
+
+Ray, both vLLM servers, TransferQueue and the training worker start once. A step of this run is a method: it takes the
+method up in all workers, samples, rewrites and scores as the method says, and then updates three times on that one
+batch, teacher and data being fixed. Afterwards the student's first weights come back. The metrics of the three updates
+are logged as `tour/<metric>/<0, 1, 2>`.
+
+CASES.json: {name: overrides}. A module, because Ray's workers import it too (PYTHONPATH).
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import ray
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf, open_dict
+from verl.single_controller.base.decorator import Dispatch, register
+from verl.trainer.main_ppo import run_ppo
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_base import register_trainer
+
+from recipe.trd import preflight
+from recipe.trd.agent_loop import TrdAgentLoopManager, TrdAgentLoopWorker
+from recipe.trd.main import CONFIG_DIR
+from recipe.trd.task_runner import TrdTaskRunner
+from recipe.trd.trainer import TrdTrainer
+from recipe.trd.worker import TrdWorker
+
+NUM_UPDATES = 3
+
+
+class TourAgentLoopWorker(TrdAgentLoopWorker):
+    def take_up(self, trd: dict, num_rollouts: int) -> None:
+        with open_dict(self.config):
+            self.config.trd = OmegaConf.create(trd)
+            self.config.actor_rollout_ref.rollout.n = num_rollouts
+        self.take_up_method()
+
+
+class TourAgentLoopManager(TrdAgentLoopManager):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(TourAgentLoopWorker)
+
+
+class TourWorker(TrdWorker):
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def take_up(self, trd: dict, loss_agg_mode: str) -> None:
+        with open_dict(self.config):
+            self.config.trd = OmegaConf.create(trd)
+        self.loss_fn.keywords["config"].__dict__["loss_agg_mode"] = loss_agg_mode
+        self.take_up_method()
+
+
+class TourTrainer(TrdTrainer):
+    def _init_resource_pool_mgr(self) -> None:
+        super()._init_resource_pool_mgr()
+        self.role_worker_mapping[Role.ActorRollout] = ray.remote(TourWorker)
+
+    def on_train_begin(self) -> None:
+        super().on_train_begin()
+        self.first_weights = str(Path(self.config.trainer.default_local_dir) / "first_weights")
+        self.actor_rollout_wg.save_checkpoint(self.first_weights)
+
+    def prepare_step(self) -> dict:
+        case = list(self.config.tour.values())[self.global_steps - 1]
+        trd = OmegaConf.to_container(case.trd)
+        with open_dict(self.config):
+            self.config.trd = case.trd
+            self.config.algorithm.adv_estimator = case.adv_estimator
+            self.config.actor_rollout_ref.rollout.n = case.num_rollouts
+        self.actor_rollout_wg.take_up(trd, case.loss_agg_mode)
+        workers = self.agent_loop_manager.agent_loop_workers
+        ray.get([worker.take_up.remote(trd, case.num_rollouts) for worker in workers])
+        return super().prepare_step()
+
+    def _update_actor(self, batch, metrics):
+        for index in range(NUM_UPDATES):
+            update: dict = {}
+            batch = super()._update_actor(batch, update)
+            metrics.update({f"tour/{name}/{index}": value for name, value in update.items()})
+            metrics.update(update)
+        return batch
+
+    def on_step_end(self) -> None:
+        # The servers keep the first weights all along.
+        self.actor_rollout_wg.load_checkpoint(self.first_weights)
+
+
+class TourTaskRunner(TrdTaskRunner):
+    def run(self, config: DictConfig) -> None:
+        register_trainer("tour")(TourTrainer)
+        super().run(config)
+
+
+def composed(overrides: list[str]) -> DictConfig:
+    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+        return compose("trd_trainer", overrides=overrides)
+
+
+def main(cases: dict[str, list[str]], run_dir: Path) -> None:
+    configs = {name: composed(overrides) for name, overrides in cases.items()}
+    for config in configs.values():
+        preflight.check(config)
+    config = composed([*next(iter(cases.values())), "method=trd_opd", f"trainer.default_local_dir={run_dir}"])
+    preflight.check(config)
+    OmegaConf.resolve(config)
+    with open_dict(config):
+        config.trainer.total_training_steps = len(cases)
+        config.trainer.v1.trainer_mode = "tour"
+        config.actor_rollout_ref.rollout.agent.agent_loop_manager_class = "method_tour.TourAgentLoopManager"
+        config.tour = {
+            name: {
+                "trd": OmegaConf.to_container(case.trd, resolve=True),
+                "adv_estimator": case.algorithm.adv_estimator,
+                "num_rollouts": case.actor_rollout_ref.rollout.n,
+                "loss_agg_mode": case.actor_rollout_ref.actor.loss_agg_mode,
+            }
+            for name, case in configs.items()
+        }
+    run_dir.mkdir(parents=True)
+    run_ppo(config, task_runner_class=ray.remote(TourTaskRunner))
+
+
+if __name__ == "__main__":
+    main(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
