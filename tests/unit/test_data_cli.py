@@ -1,6 +1,7 @@
 """The command as a whole: rows of your own, formats, splits, the card, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,7 @@ import pytest
 from pyarrow import parquet
 
 from recipe.trd.data import sources
-from recipe.trd.data.__main__ import REFUSED, main
+from recipe.trd.data.__main__ import REFUSED, _parser, main, options
 
 ROWS = [{"q": f"What is {number} plus {number}?", "a": 2 * number, "s": f"It is {2 * number}."} for number in range(40)]
 CUSTOM = ["prepare", "custom", "--prompt-column", "q", "--answer-column", "a", "--data-source", "mine"]
@@ -310,3 +311,17 @@ def test_folder_without_the_wanted_split(folder, capsys):
     save("copy/train.parquet", [{"question": "q?", "answer": "#### 1"}])
     message = refusal(capsys, "prepare", "gsm8k", "--from", "copy")
     assert message.startswith("--from copy: no file is named after the split 'test' (there are train.parquet)")
+
+
+def test_documentation_has_the_table_that_is_printed(capsys):
+    assert main(["list"]) == 0
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    assert capsys.readouterr().out in text
+
+
+def test_every_command_of_the_documentation_parses():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text().replace("\\\n", " ")
+    commands = re.findall(r"^    python -m recipe\.trd\.data (.*)$", text, re.MULTILINE)
+    assert len(commands) == 4
+    for command in commands:
+        assert options(_parser().parse_args(command.split())).name
