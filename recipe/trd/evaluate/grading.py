@@ -4,12 +4,12 @@ The seam for further kinds: `grader_of` names the grader of a problem, `grade` r
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from recipe.trd import reward
-from recipe.trd.evaluate import code, pool
+from recipe.trd.evaluate import answers, code, pool
 from recipe.trd.evaluate.store import Key
 from recipe.trd.evaluate.suites import Problem
 
@@ -40,9 +40,6 @@ class Limits:
 
     workers: int
     timeout_s: float
-
-
-Grader = Callable[[Mapping[Key, str], Mapping[str, Problem], Limits], dict[Key, Grade]]
 
 
 def grader_of(problem: Problem) -> str:
@@ -131,35 +128,27 @@ def _votes(results: Mapping[tuple[str, str], pool.Result], limits: Limits) -> di
             votes[problem, pred] = 0
         else:
             wrong[problem].append(pred)
-    answers = [(problem, sorted(preds)) for problem, preds in wrong.items()]
-    # Equality of answers costs as much as a grade, for each pair that is not plainly different.
-    calls = [(preds,) for _, preds in answers]
-    timeout_s = limits.timeout_s * max([1, *(len(preds) for _, preds in answers)])
-    for number, result in pool.run(group_answers, calls, workers=limits.workers, timeout_s=timeout_s):
-        problem, preds = answers[number]
-        # Without an answer from math-verify, texts that differ are different answers.
+    hard = []
+    for problem, preds in wrong.items():
+        preds.sort()
+        if answers.is_easy(preds):
+            votes |= _numbered(problem, preds, answers.group(preds))
+        else:
+            hard.append(problem)
+    # Every pair may cost as much as a grade.
+    timeout_s = limits.timeout_s * max([1, *(len(wrong[problem]) for problem in hard)])
+    calls = [(wrong[problem],) for problem in hard]
+    for number, result in pool.run(answers.group, calls, workers=limits.workers, timeout_s=timeout_s):
+        preds = wrong[hard[number]]
+        # Without a word from math-verify, texts that differ are different answers.
         groups = result.value if result.outcome is pool.Outcome.DONE else range(len(preds))
-        votes |= {(problem, pred): 1 + group for pred, group in zip(preds, groups, strict=True)}
+        votes |= _numbered(hard[number], preds, groups)
     return votes
 
 
-def group_answers(preds: Sequence[str]) -> list[int]:
-    """Number of the group of each answer; answers of a group are equal as mathematics."""
-    leaders: list[str] = []
-    groups = []
-    for pred in preds:
-        group = next((number for number, leader in enumerate(leaders) if _same(leader, pred)), len(leaders))
-        if group == len(leaders):
-            leaders.append(pred)
-        groups.append(group)
-    return groups
-
-
-def _same(one: str, other: str) -> bool:
-    """Whole numbers, most answers to competitions, need no algebra."""
-    if one.lstrip("-").isdecimal() and other.lstrip("-").isdecimal():
-        return int(one) == int(other)
-    return reward.is_equal(one, other)
+def _numbered(problem: str, preds: Sequence[str], groups: Iterable[int]) -> dict[tuple[str, str], int]:
+    """Wrong answers count from 1."""
+    return {(problem, pred): 1 + group for pred, group in zip(preds, groups, strict=True)}
 
 
 def wrong_votes(grades: Sequence[Grade]) -> list[int]:

@@ -1,0 +1,31 @@
+"""Which answers to a problem are the same. Runs in grading workers, so it imports little."""
+
+from collections.abc import Sequence
+
+from recipe.trd import reward
+
+
+def group(preds: Sequence[str]) -> list[int]:
+    """Number of the group of each answer; answers of a group are equal as texts, numbers or mathematics."""
+    leaders: list[str] = []
+    groups = []
+    for pred in preds:
+        number = next((place for place, leader in enumerate(leaders) if _same(leader, pred)), len(leaders))
+        if number == len(leaders):
+            leaders.append(pred)
+        groups.append(number)
+    return groups
+
+
+def is_easy(preds: Sequence[str]) -> bool:
+    """Whether no algebra is needed to group them: a single one, or whole numbers, as most answers to competitions."""
+    return len(preds) == 1 or all(map(_is_whole, preds))
+
+
+def _same(one: str, other: str) -> bool:
+    return int(one) == int(other) if _is_whole(one) and _is_whole(other) else reward.is_equal(one, other)
+
+
+def _is_whole(text: str) -> bool:
+    digits = text.removeprefix("-")
+    return digits.isascii() and digits.isdecimal() and len(digits) < 1000
