@@ -96,7 +96,8 @@ def check_head(module: nn.Module, *, vocab_size: int, device: Any) -> None:
         expected = module(**inputs).logits.float().log_softmax(-1)
         found = module(**inputs, consumer=_logits).float().log_softmax(-1)
     module.train(was_training)
-    error = (expected.exp() - found.exp()).abs().max().item()
+    # Total variation: where the next token is open, no single probability shows much.
+    error = (expected.exp() - found.exp()).abs().sum(-1).max().item() / 2
     if not error < 0.02:  # bfloat16 rounds logits of size 20 by 0.06
         raise RuntimeError(
             f"{type(module).__name__}: probabilities from hidden states and head differ from the model's own by "
