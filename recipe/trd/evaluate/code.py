@@ -38,11 +38,11 @@ _BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)```", re.DOTALL |
 # Runs where LiveCodeBench is importable; from standard input, to the file that is its argument.
 _LIVECODEBENCH_SCRIPT = """
 import json, sys
-from lcb_runner.evaluation.compute_code_generation_metrics import codegen_metrics
+from lcb_runner.evaluation.compute_code_generation_metrics import evaluate_generations
 task = json.load(sys.stdin)
 samples = [{"input_output": tests} for tests in task["tests"]]
-results = codegen_metrics(samples, task["programs"], k_list=[1], num_process_evaluate=task["workers"],
-                          timeout=task["timeout_s"])[1]
+results, _ = evaluate_generations(samples, task["programs"], num_process_evaluate=task["workers"],
+                                  timeout=task["timeout_s"])
 passed = [[all(test is True or test == 1 for test in tests) and len(tests) > 0 for tests in results[number]]
           for number in range(len(samples))]
 json.dump(passed, open(sys.argv[1], "w"))
