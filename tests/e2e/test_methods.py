@@ -1,0 +1,121 @@
+"""Every method of configs/method on the real engines: it samples, rewrites and scores, and then its loss falls.
+
+verl's own two, `opd` and `grpo`, are in test_opd_grpo.py.
+"""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+pytestmark = pytest.mark.e2e
+
+ROOT = Path(__file__).parents[2]
+METHODS = sorted(
+    path.stem
+    for path in (ROOT / "configs" / "method").glob("[!_]*.yaml")
+    if "upstream: true" not in path.read_text(encoding="utf-8")
+)
+COMMON = [
+    "model=tiny",
+    "data=tiny_world",
+    "cluster=cpu",
+    "data.train_batch_size=16",
+    "trainer.val_before_train=False",
+    "trainer.test_freq=-1",
+    "trainer.logger=[file]",
+    "actor_rollout_ref.actor.optim.lr=1e-4",
+    "trd.teacher.engine.dtype=fp32",
+]
+FALLS = {"eopd": "actor/trd/forward_kl"}
+"""What falls beside `actor/trd/divergence`: a policy gradient's loss is no distance."""
+
+
+@pytest.fixture(scope="module")
+def twin(world, tmp_path_factory):
+    """A model of the student's shape and close to it, as a pair from one initialisation is."""
+    folder = tmp_path_factory.mktemp("twin")
+    model = AutoModelForCausalLM.from_pretrained(world / "student", dtype=torch.float32)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05 * parameter.std())
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(world / "student").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tour(twin, bridge, tmp_path_factory):
+    """Metrics of every method, {method: {name: value}}, from one run of method_tour.py."""
+    folder = tmp_path_factory.mktemp("tour")
+    own = {
+        "oprd": [f"trd.teacher.engine.path={twin}"],
+        "oprd_bridge": [f"trd.objective.hidden.bridge={bridge}"],
+        "trd_grpo": ["actor_rollout_ref.rollout.n=4"],
+    }
+    cases = {name: [*COMMON, f"method={name}", *own.get(name, [])] for name in METHODS}
+    # Settings that no preset has: the whole vocabulary on y_r, hidden states beside a divergence, a reward on y_o.
+    cases["trd_full"] = [*COMMON, "method=trd_opd", "trd.teacher.scorer=engine", "trd.objective.support=full"]
+    cases["mixed"] = [
+        *(*COMMON, "method=opd_reverse_kl", f"trd.teacher.engine.path={twin}"),
+        *("trd.objective.plus.divergence=hidden_mse", "trd.objective.plus.coef=10"),
+        *("trd.objective.task_reward_coef=1", "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2"),
+    ]
+    (folder / "cases.json").write_text(json.dumps(cases))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parent),
+        "VERL_PLATFORM": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "HF_HUB_OFFLINE": "1",
+    }
+    terminal = folder / "terminal"
+    with terminal.open("w") as out:
+        code = subprocess.run(
+            [sys.executable, "-m", "method_tour", str(folder / "cases.json"), str(folder / "run")],
+            cwd=ROOT,
+            env=environment,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            timeout=600,
+        ).returncode
+    assert code == 0, terminal.read_text(errors="replace")[-4000:]
+    steps = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    return {name: step["data"] for name, step in zip(cases, steps, strict=True)}
+
+
+@pytest.mark.parametrize("method", [*METHODS, "trd_full", "mixed"])
+def test_three_updates_on_one_batch_bring_the_loss_down(tour, method):
+    name = FALLS.get(method, "actor/trd/divergence")
+    values = [tour[method][f"tour/{name}/{update}"] for update in range(3)]
+    assert all(math.isfinite(value) for value in values)
+    assert values[2] < values[1] < values[0], values
+    assert tour[method]["tour/actor/grad_norm/0"] > 0
+    assert tour[method]["trd/masked_frac"] < 0.2
+
+
+def test_methods_differ_in_what_they_do(tour):
+    """What each preset promises, seen in the metrics of its step."""
+    assert "actor/trd/hidden_mse" in tour["oprd"]
+    assert tour["oprd"]["actor/trd/hidden_cosine"] > 0.9
+    assert "actor/trd/student_entropy" not in tour["oprd"]
+    assert 0 < tour["eopd"]["actor/trd/forward_kl_gate"] < 0.5
+    assert 0 < tour["opd_clip"]["actor/trd/forward_kl_clipped"] < 0.5
+    assert "actor/trd/policy_loss" in tour["trd_grpo"]
+    assert "trd/rewrite_accept_rate" not in tour["opd_jsd"]
+    assert tour["sft_y_r"]["trd/rewrite_accept_rate"] > 0.5
+    assert {"actor/trd/reverse_kl", "actor/trd/hidden_mse", "actor/trd/policy_loss"} <= set(tour["mixed"])
+
+
+def test_the_whole_vocabulary_holds_what_the_top_k_holds(tour):
+    """Both score a rewrite of the first student; the bucket makes the top-k a lower bound, and a close one here."""
+    full, top = (tour[name]["tour/actor/trd/divergence/0"] for name in ("trd_full", "trd_opd"))
+    assert top == pytest.approx(full, rel=0.5)
