@@ -1,0 +1,191 @@
+"""The run scripts: they compose, fit, pass every check that needs no weights, and twins differ in the method alone."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from transformers import LlamaConfig
+
+from recipe.trd import architectures, plan, preflight
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("run_*.sh"))
+GPU_SCRIPTS = [name for name in SCRIPTS if "tiny" not in name]
+TWINS = ["run_opd_qwen7b.sh", "run_grpo_qwen7b.sh", "run_trd_opsd_qwen7b.sh"]
+
+
+def run(script, *arguments, **knobs):
+    """The script with a bare environment and `echo` in the place of Python, unless the knobs say otherwise."""
+    environment = {"PATH": os.environ["PATH"], "PYTHON": "echo", **knobs}
+    command = ["bash", str(ROOT / "scripts" / script), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def overrides_of(script, *arguments, **knobs):
+    """What the script hands to `recipe.trd.main`."""
+    done = run(script, *arguments, **knobs)
+    assert done.returncode == 0, done.stderr
+    start, *overrides = done.stdout.splitlines()[-1].removeprefix("-m ").split(" ")
+    assert start == "recipe.trd.main"
+    return overrides
+
+
+def needs_method(script):
+    """Skips while the preset of the script's method does not exist."""
+    (method,) = re.findall(r"^METHOD=\$\{METHOD:-(\w+)\}", (ROOT / "scripts" / script).read_text(), re.MULTILINE)
+    if not (ROOT / "configs" / "method" / f"{method}.yaml").exists():
+        pytest.skip(f"configs/method/{method}.yaml does not exist yet")
+
+
+def composed(overrides):
+    with initialize_config_dir(str(ROOT / "configs"), version_base=None):
+        return compose("trd_trainer", overrides=list(overrides))
+
+
+@pytest.fixture
+def models(monkeypatch, tokenizer, tmp_path):
+    """Models that are not here: their shapes from the table, one tokenizer for all; and a file with a row of data."""
+
+    def config_of(path):
+        shape = architectures.read(path)
+        return LlamaConfig(
+            max_position_embeddings=shape.max_positions,
+            vocab_size=shape.vocab_size,
+            hidden_size=shape.hidden_size,
+            num_hidden_layers=shape.num_layers,
+        )
+
+    monkeypatch.setattr(preflight, "AutoConfig", SimpleNamespace(from_pretrained=config_of))
+    monkeypatch.setattr(preflight, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda path: tokenizer))
+    monkeypatch.setattr(preflight.plugin, "is_cpu_platform", lambda: False)
+    row = {"prompt": [], "data_source": "x", "reward_model": {"ground_truth": "1"}, "extra_info": {"index": 0}}
+    pd.DataFrame([row]).to_parquet(tmp_path / "rows.parquet")
+    return [f"data.train_files={tmp_path}/rows.parquet", f"data.val_files={tmp_path}/rows.parquet"]
+
+
+@pytest.mark.parametrize("nodes", ["1", "2", "4"])
+@pytest.mark.parametrize("script", GPU_SCRIPTS)
+def test_it_passes_every_check_and_fits_its_gpus(script, nodes, models):
+    needs_method(script)
+    config = composed([*overrides_of(script, NODES=nodes, SEED="5"), *models])
+    OmegaConf.resolve(config)
+    assert plan.make(config, gpu_gib=80).problems == []
+    # verl's `validate_config` and ours.
+    preflight.check(config)
+    assert config.data.seed == config.actor_rollout_ref.rollout.seed == 5
+    if config.distillation.enabled:
+        assert config.trainer.nnodes + config.distillation.nnodes == max(2, int(nodes))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_dry_run_shows_configuration_plan_and_commands_and_starts_nothing(script, tmp_path):
+    if "tiny" not in script:
+        needs_method(script)
+    knobs = {"DRY_RUN": "1", "PYTHON": sys.executable, "RUN_DIR": str(tmp_path / "run"), "HOME": str(tmp_path)}
+    done = run(script, "trainer.total_training_steps=7", **knobs)
+    assert done.returncode == 0, done.stderr
+    configuration, rest = done.stdout.split("# Plan\n")
+    shown, commands = rest.split("# Command on this machine\n")
+    resolved = OmegaConf.create(configuration.removeprefix("# Configuration\n"))
+    assert resolved.trainer.total_training_steps == 7
+    assert resolved.trainer.default_local_dir == str(tmp_path / "run")
+    assert shown.startswith(("student", "no accelerator"))
+    assert "fits into GPUs of 80 GiB" in shown
+    assert f"{sys.executable} -m recipe.trd.main" in commands
+    assert "srun --nodes=1" in commands
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("twin", TWINS)
+def test_twins_differ_in_their_method_alone(twin):
+    def code(script):
+        lines = (ROOT / "scripts" / script).read_text().splitlines()
+        return [line for line in lines if line.startswith("#SBATCH") or not line.startswith("#")]
+
+    differing = [(a, b) for a, b in zip(code("run_trd_qwen7b.sh"), code(twin), strict=True) if a != b]
+    assert len(differing) == 1
+    assert all(line.startswith("METHOD=") for line in differing[0])
+    ours, theirs = (set(overrides_of(script, RUN_DIR="run")) for script in ("run_trd_qwen7b.sh", twin))
+    assert {item.split("=")[0] for item in ours ^ theirs} == {"method"}
+
+
+@pytest.mark.parametrize(
+    ("swap", "student"),
+    [
+        (["model=qwen3_8b"], "Qwen/Qwen3-8B"),
+        (["model=llama3_2_3b"], "meta-llama/Llama-3.2-3B-Instruct"),
+        (["actor_rollout_ref.model.path=google/gemma-2-2b-it"], "google/gemma-2-2b-it"),
+    ],
+)
+def test_models_are_swapped_by_overrides(swap, student, models):
+    teacher = "distillation.teacher_models.teacher_model.model_path=google/gemma-2-9b-it"
+    short = ["data.max_response_length=2048", "data.max_refine_length=5120", "trd.rewrite.max_response_length=2048"]
+    extra = [teacher, f"{teacher.rsplit('.', 1)[0]}.inference.max_model_len=8192", *short] if "gemma" in student else []
+    config = composed([*overrides_of("run_trd_qwen3_1.7b.sh", *swap, *extra), *models])
+    OmegaConf.resolve(config)
+    assert config.actor_rollout_ref.model.path == student
+    assert plan.make(config, gpu_gib=80).problems == []
+    preflight.check(config)
+
+
+def test_a_model_in_a_folder_and_a_teacher_of_another_family(models, tmp_path, monkeypatch, tokenizer):
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    tiny = '{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}'
+    (folder / "config.json").write_text(tiny[:-1] + ', "vocab_size": 999, "max_position_embeddings": 40960}')
+    config = composed([*overrides_of("run_trd_qwen3_1.7b.sh", f"actor_rollout_ref.model.path={folder}"), *models])
+    OmegaConf.resolve(config)
+    assert plan.make(config, gpu_gib=80).problems == []
+    preflight.check(config)
+
+    other = SimpleNamespace(get_vocab=lambda: {"x": 0}, eos_token_id=0, eos_token="x")
+    byname = SimpleNamespace(from_pretrained=lambda path: tokenizer if path == str(folder) else other)
+    monkeypatch.setattr(preflight, "AutoTokenizer", byname)
+    with pytest.raises(ValueError, match="different tokenisers"):
+        preflight.check(config)
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"), [("0", ("trd_opd", "3")), ("1", ("trd_opd", "4")), ("2", ("grpo", "3")), ("3", ("grpo", "4"))]
+)
+def test_a_task_of_an_array_is_a_method_and_a_seed(task, expected):
+    knobs = {"METHODS": "trd_opd grpo", "SEEDS": "3 4", "SLURM_ARRAY_TASK_ID": task}
+    overrides = overrides_of("run_trd_qwen7b.sh", **knobs)
+    assert {f"method={expected[0]}", f"data.seed={expected[1]}"} <= set(overrides)
+
+
+def test_a_task_without_lists_is_a_seed_and_one_too_many_is_refused():
+    assert "data.seed=7" in overrides_of("run_trd_qwen7b.sh", SLURM_ARRAY_TASK_ID="7")
+    done = run("run_trd_qwen7b.sh", SEEDS="1 2", SLURM_ARRAY_TASK_ID="2")
+    assert done.returncode == 2
+    assert "submit with --array=0-1" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("trd.sqsh", "--container-image=trd.sqsh --container-mounts="),
+        ("trd.sif", "apptainer exec --nv --bind "),
+    ],
+)
+def test_a_container_is_entered_by_every_node(image, expected, tmp_path):
+    stub = tmp_path / "python"
+    stub.write_text("#!/bin/sh\n")
+    stub.chmod(0o755)
+    knobs = {"DRY_RUN": "1", "PYTHON": str(stub), "CONTAINER": image, "CONTAINER_MOUNTS": "/data:/data"}
+    done = run("run_trd_qwen7b.sh", **knobs, SLURM_JOB_NUM_NODES="3")
+    command = done.stdout.splitlines()[-1].replace("\\", "")
+    assert command.startswith("srun --nodes=3 --ntasks=3 --ntasks-per-node=1 ")
+    assert expected in command
+    assert f"{ROOT}:{ROOT},/data:/data" in command
+    assert command.index(expected) < command.index("node.sh") < command.index("recipe.trd.main")
+    refused = run("run_trd_qwen7b.sh", **knobs, CONTAINER_RUNTIME="docker")
+    assert refused.returncode == 2
+    assert "choose pyxis or apptainer" in refused.stderr
