@@ -1,6 +1,7 @@
 """The `trd` node of the configuration as frozen dataclasses. Values live in `configs/`, types and rules here."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from verl.base_config import BaseConfig
 
@@ -96,6 +97,9 @@ class RewriteConfig(BaseConfig):
 class TermConfig(BaseConfig):
     """One divergence on one support with its token weighting. Distributions are taken at temperature 1."""
 
+    NODE: ClassVar[str] = "trd.objective.plus"
+    """Where it stands, for messages."""
+
     divergence: str
     """`forward_kl` KL(T || S), `reverse_kl` KL(S || T), `jsd`, `sampled_kl`, `cross_entropy` (hard labels),
     `hidden_mse` (hidden states), `none`."""
@@ -125,14 +129,18 @@ class TermConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         on_outputs = [name for name in DIVERGENCES if name != "policy_gradient"]
-        _one_of("trd.objective.divergence", self.divergence, (*on_outputs, *NOT_ON_OUTPUTS))
-        _at_least("trd.objective.top_k", self.top_k, 1)
+        _one_of(f"{self.NODE}.divergence", self.divergence, (*on_outputs, *NOT_ON_OUTPUTS))
+        _at_least(f"{self.NODE}.top_k", self.top_k, 1)
+        _require(self.coef > 0, f"{self.NODE}.coef", self.coef, "more than 0; divergence none leaves a term out")
         if self.divergence in on_outputs:
             self.term()
-        elif self.support is not None:
-            raise ValueError(
-                f"trd.objective.support={self.support} with divergence {self.divergence}, which has none; set null"
-            )
+            return
+        for key in ("support", "entry_clip", "position_clip", "entropy_above"):
+            if getattr(self, key) is not None:
+                raise ValueError(
+                    f"{self.NODE}.{key}={getattr(self, key)} with divergence {self.divergence}, which has none; "
+                    "set null"
+                )
 
     def term(self) -> Term:
         """What `verl_ext.divergence` computes; keys that do not belong to this divergence or support are left out.
@@ -157,7 +165,7 @@ class TermConfig(BaseConfig):
                 entropy_above=self.entropy_above,
             )
         except ValueError as error:
-            raise ValueError(f"trd.objective: {error}") from error
+            raise ValueError(f"{self.NODE}: {error}") from error
 
 
 @dataclass(kw_only=True)
@@ -191,6 +199,8 @@ def _check_positions(node: str, positions: str, num_positions: int | None) -> No
 @dataclass(kw_only=True)
 class ObjectiveConfig(TermConfig):
     """What the student minimises: the first term, a second one beside it, and a task reward."""
+
+    NODE: ClassVar[str] = "trd.objective"
 
     positions: str
     """Tokens of a response that count: `all`, or the `first` or `last` `num_positions`. hidden_mse has its own."""
@@ -290,10 +300,18 @@ class TrdConfig(BaseConfig):
                 f"trd.upstream=True with divergence {self.objective.divergence} on {self.trajectory}: verl itself has "
                 "sampled_kl and task rewards, on y_o; choose another method=..., or set trd.upstream=False"
             )
-        if self.objective.plus.divergence != "none" or self.objective.task_reward_coef != 0:
+        objective = self.objective
+        ours = {
+            "plus.divergence": objective.plus.divergence != "none",
+            "task_reward_coef": objective.task_reward_coef != 0,
+            "coef": objective.coef != 1,
+            "entropy_above": objective.entropy_above is not None,
+            "positions": objective.positions != "all",
+        }
+        if unknown := [key for key, is_set in ours.items() if is_set]:
             raise ValueError(
-                f"method {self.method} runs through verl's own losses, which know neither trd.objective.plus nor "
-                "task_reward_coef; choose another method=..."
+                f"method {self.method} runs through verl's own losses, which do not know trd.objective.{unknown[0]}; "
+                "leave it out, or choose another method=..."
             )
 
     def _check_scorer(self) -> None:
@@ -315,7 +333,7 @@ class TrdConfig(BaseConfig):
             if reason:
                 raise ValueError(f"trd.teacher.scorer={scorer} cannot serve divergence {term.divergence}: {reason}")
         if scorer in ("generation", "prefill"):
-            wanted = max(term.top_k for term in self.objective.terms if term.support == "teacher_topk")
+            wanted = max((term.top_k for term in self.objective.terms if term.support == "teacher_topk"), default=0)
             if wanted > self.objective.top_k:
                 raise ValueError(
                     f"trd.objective.plus.top_k={wanted} exceeds trd.objective.top_k={self.objective.top_k}, which is "

@@ -1,5 +1,6 @@
 """Metrics of a step, computed by hand from four samples."""
 
+import json
 import math
 
 import pytest
@@ -140,3 +141,41 @@ def test_without_a_reward_there_is_no_accuracy():
 def test_rewrites_that_took_no_time_divide_by_nothing():
     metrics = step_metrics([record(rewrite_span=(10.0, 10.0))])
     assert (metrics["timing_s/rewrite"], metrics["trd/rewrite_overlap_frac"]) == (0, 0)
+
+
+def without_rewrite(**changes):
+    """A sample of a method on y_o: the teacher scores it, or not even that."""
+    base = SampleRecord(y_o_ids=[5, 6, 2], rolled_out=10.0, y_o_acc=1.0, score_span=(10.0, 12.0))
+    return {**base.as_dict(), **changes}
+
+
+def test_a_new_record_says_that_y_o_is_trained_on_and_nothing_was_rewritten():
+    record = SampleRecord(y_o_ids=[5, 2], rolled_out=10.0)
+    assert (record.trained_on, record.verdict, record.y_r_ids, record.rewrite_span) == ("y_o", None, None, None)
+
+
+def test_methods_on_y_o_say_nothing_of_rewrites():
+    steps = [
+        without_rewrite(),
+        without_rewrite(y_o_ids=[7], y_o_acc=0.0, score_span=(11.0, 15.0)),
+        without_rewrite(trained_on="none", score_span=None),
+        without_rewrite(score_span=(20.0, 21.0)),
+    ]
+    assert step_metrics(steps) == pytest.approx(
+        {
+            "trd/masked_frac": 1 / 4,
+            "trd/y_o_acc": 3 / 4,
+            "trd/y_o_length/mean": (3 + 1 + 3 + 3) / 4,
+            "timing_s/teacher": 5 + 1,  # 10..15 and 20..21
+        }
+    )
+
+
+def test_teacher_in_the_trainer_takes_no_time_of_a_server():
+    metrics = step_metrics([without_rewrite(score_span=None, y_o_acc=None)])
+    assert metrics == {"trd/masked_frac": 0, "trd/y_o_length/mean": 3, "timing_s/teacher": 0}
+
+
+def test_records_survive_the_way_through_json():
+    steps = [record(), record(verdict=Verdict.EMPTY, trained_on="y_o", y_r_ids=None, y_r_acc=None), record()]
+    assert step_metrics(json.loads(json.dumps(steps))) == pytest.approx(step_metrics(steps))

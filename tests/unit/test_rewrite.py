@@ -3,15 +3,18 @@
 import asyncio
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
+from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.rollout.replica import TokenOutput
 
 from recipe.trd.gates import Verdict
 from recipe.trd.rewrite import Teacher
-from recipe.trd.schema import ObjectiveConfig, RewriteConfig, TeacherConfig, TrdConfig
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 PROMPT = [{"role": "user", "content": "12+34=?"}]
 MAX_RESPONSE_LENGTH = 8
 TOP_K = 3
@@ -31,35 +34,25 @@ class Client:
         return self.answer
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config():
-    return TrdConfig(
-        method="trd_opd",
-        trajectory="y_r",
-        teacher=TeacherConfig(weights="external", context="refine", scorer="generation"),
-        rewrite=RewriteConfig(
-            template="tiny_refine",
-            max_prompt_length=200,
-            max_response_length=12,
-            temperature=0.7,
-            top_p=0.9,
-            top_k=20,
-            fallback="y_o",
-        ),
-        objective=ObjectiveConfig(divergence="forward_kl", support="teacher_topk", top_k=TOP_K),
-        poll_interval_s=0.1,
-        health_interval_s=10,
-    )
+    """The method trd_opd, small."""
+    rewrite = {"max_prompt_length": 200, "max_response_length": 12, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
+    changes = [f"trd.rewrite.{key}={value}" for key, value in rewrite.items()]
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        overrides = ["model=tiny", "data=tiny_world", "cluster=cpu", f"trd.objective.top_k={TOP_K}", *changes]
+        return omega_conf_to_dataclass(compose("trd_trainer", overrides=overrides).trd)
 
 
 @pytest.fixture
 def make_teacher(config, tokenizer):
-    def make(answer, **changes):
+    def make(answer, *, student_eos=None, **changes):
         return Teacher(
             config=replace(config, **changes),
             client=Client(answer),
             tokenizer=tokenizer,
             eos_token_ids=[tokenizer.eos_token_id],
+            student_eos_token_id=tokenizer.eos_token_id if student_eos is None else student_eos,
             max_response_length=MAX_RESPONSE_LENGTH,
             template_kwargs={},
         )
@@ -193,3 +186,65 @@ def test_aborted_scoring_is_an_error(make_teacher):
 def test_error_of_the_server_while_scoring_is_the_callers(make_teacher):
     with pytest.raises(ConnectionError, match="gone"):
         asyncio.run(make_teacher(ConnectionError("gone")).score([7], [4]))
+
+
+@pytest.fixture
+def base_student(make_teacher, config, tokenizer):
+    """A teacher of a student that ends its turns with another token, and whether the two count as one."""
+
+    def make(answer, *, eos_remap=True, scorer="generation"):
+        settings = replace(config.teacher, eos_remap=eos_remap, scorer=scorer)
+        return make_teacher(answer, student_eos=tokenizer.pad_token_id, teacher=settings)
+
+    return make
+
+
+def test_ends_of_turn_trade_places_in_a_rewrite(base_student, rewrite, tokenizer):
+    theirs, ours = tokenizer.eos_token_id, tokenizer.pad_token_id
+    answer = output_of([5, ours, theirs])
+    answer.extra_fields["topk_ids"] = np.array([[5, theirs, ours], [ours, 6, 7], [theirs, 8, ours]], dtype=np.int32)
+    got = rewrite(base_student(answer))
+    assert (got.verdict, got.y_r_ids) == (Verdict.ACCEPTED, [5, theirs, ours])
+    assert got.topk.ids.tolist() == [[5, ours, theirs], [theirs, 6, 7], [ours, 8, theirs]]
+    assert got.topk.ids.dtype == np.int32
+    assert got.topk.log_probs is answer.extra_fields["topk_log_probs"]
+
+
+def test_a_rewrite_is_judged_by_the_teachers_own_end_of_turn(base_student, rewrite, tokenizer):
+    # The student's token in the middle of nothing ends no turn of the teacher's.
+    got = rewrite(base_student(output_of([5, tokenizer.pad_token_id], "length")))
+    assert got.verdict is Verdict.UNFINISHED
+
+
+def test_the_teacher_reads_its_own_end_of_turn(base_student, tokenizer):
+    theirs, ours = tokenizer.eos_token_id, tokenizer.pad_token_id
+    answer = output_of([], num_rows=2)
+    answer.extra_fields["topk_ids"] = np.array([[5, 1, theirs], [theirs, ours, 4]], dtype=np.int32)
+    teacher = base_student(answer, scorer="prefill")
+    topk = asyncio.run(teacher.score([7, ours], [4, ours]))
+    (request,) = teacher.client.requests
+    # The context is the teacher's own and stays as it is.
+    assert (request["prompt_ids"], request["score_from"]) == ([7, ours, 4, theirs], 2)
+    assert topk.ids.tolist() == [[5, 1, ours], [ours, theirs, 4]]
+
+
+def test_renaming_twice_is_no_renaming(base_student):
+    teacher = base_student(output_of([]))
+    ids = list(range(20))
+    assert teacher.in_teachers_tokens(ids) != ids
+    assert teacher.in_teachers_tokens(teacher.in_teachers_tokens(ids)) == ids
+    assert teacher.in_teachers_tokens([]) == []
+
+
+@pytest.mark.parametrize("eos_remap", [True, False])
+def test_nothing_is_renamed_unless_asked_for_and_needed(make_teacher, base_student, config, eos_remap):
+    same_end = make_teacher(output_of([]), teacher=replace(config.teacher, eos_remap=eos_remap))
+    assert same_end.in_teachers_tokens([0, 1, 2, 3]) == [0, 1, 2, 3]
+    assert base_student(output_of([]), eos_remap=False).in_teachers_tokens([0, 1, 2, 3]) == [0, 1, 2, 3]
+
+
+def test_teacher_that_scores_in_the_trainer_is_asked_for_no_rows(make_teacher, rewrite, config, tokenizer):
+    teacher = make_teacher(output_of([5, tokenizer.eos_token_id]), teacher=replace(config.teacher, scorer="engine"))
+    got = rewrite(teacher)
+    assert (got.verdict, got.topk) == (Verdict.ACCEPTED, None)
+    assert teacher.client.requests[0]["topk"] == 1
