@@ -33,8 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"cannot evaluate: {error}", file=sys.stderr)
         return REFUSED
-    except RuntimeError as error:
-        print(f"the evaluation failed: {error}", file=sys.stderr)
+    except ImportError as error:
+        print(f"the evaluation failed: {error}: install vLLM, see requirements/", file=sys.stderr)
+        return FAILED
+    except (RuntimeError, OSError) as error:
+        print(f"the evaluation failed: {error}; the same command goes on from here", file=sys.stderr)
         return FAILED
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)

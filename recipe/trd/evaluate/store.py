@@ -122,11 +122,14 @@ class FolderLock:
         self._file = self._path.open("a")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._file.close()
             raise ValueError(
                 f"another process evaluates into {self._path.parent}: wait for it, or change --out"
             ) from error
+        except OSError:
+            # Some network file systems know no locks. Samples that two processes wrote are refused when they are read.
+            pass
         return self
 
     def __exit__(
