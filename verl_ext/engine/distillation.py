@@ -6,7 +6,7 @@ everything it needs without a copy. Only rows of response tokens reach a head.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -38,12 +38,30 @@ class ResponseStates:
 
     head: its `hidden` [N, d] are the rows that predict tokens[0:N]; None where nobody asked. layers: L tensors [M, d],
     the states at layer_tokens[0:M], or (). tokens and layer_tokens int64: which response tokens of the micro-batch.
+    rows: `hidden` once more, for a teacher that shares the student's head.
     """
 
     head: Head | None
     layers: tuple[Tensor, ...]
     tokens: Tensor
     layer_tokens: Tensor
+    rows: Tensor | None = None
+
+
+class Teacher(Protocol):
+    """Who reads `teacher_input_ids`: another engine, or the student's own module (self_teacher.py)."""
+
+    def observe(
+        self,
+        data: TensorDict,
+        *,
+        tokens: Tensor,
+        layer_tokens: Tensor,
+        with_head: bool,
+        with_layers: bool,
+        then: Callable[[ResponseStates], Any],
+    ) -> None:
+        """See the function `observe`; states without a head are those of the student's own module."""
 
 
 @EngineRegistry.register(model_type="language_model", **_REGISTER)
@@ -56,8 +74,8 @@ class DistillationEngine(FSDPEngineWithLMHead):
     function (log-probs), everything is verl's own.
     """
 
-    teacher: "FrozenEngine | None" = None
-    """Set by the worker; called for every micro-batch on its field `teacher_input_ids`."""
+    teacher: "Teacher | None" = None
+    """Set by the worker; reads the field `teacher_input_ids` of every micro-batch."""
     with_head = True
     """Whether the loss wants output heads; without it no head is ever used."""
     with_layers = False
@@ -77,9 +95,9 @@ class DistillationEngine(FSDPEngineWithLMHead):
         if loss_function is not None:
             data = data.copy()
             counts = torch.stack([flat(data[name]).sum() for name in self.counted] or [torch.zeros(())])
-            counts = counts.to(get_device_id(), torch.float64 if get_device_name() == "cpu" else torch.float32)
+            counts = counts.to(get_device_id(), torch.int64)
             dist.all_reduce(counts, group=self.get_data_parallel_group())
-            numbers = {f"num_{name}": int(count) for name, count in zip(self.counted, counts.tolist(), strict=False)}
+            numbers = {f"num_{name}": count for name, count in zip(self.counted, counts.tolist(), strict=False)}
             tu.assign_non_tensor(data, **numbers)
             if self.teacher is not None:
                 data["student_input_ids"] = data["input_ids"]
@@ -104,7 +122,7 @@ class DistillationEngine(FSDPEngineWithLMHead):
         def with_teacher(teacher: ResponseStates | None) -> None:
             def with_student(student: ResponseStates) -> dict[str, Tensor]:
                 loss, result["metrics"] = loss_function(
-                    model_output={"student": student, "teacher": teacher},
+                    model_output={"student": student, "teacher": _with_a_head(teacher, student)},
                     data=data,
                     dp_group=self.get_data_parallel_group(),
                 )
@@ -130,8 +148,14 @@ class DistillationEngine(FSDPEngineWithLMHead):
         if self.teacher is None:
             with_teacher(None)
         else:
-            self.teacher.with_head, self.teacher.with_layers = self.with_head, self.with_layers
-            self.teacher.observe(data, tokens=rows.token, layer_tokens=layer_rows.token, then=with_teacher)
+            self.teacher.observe(
+                data,
+                tokens=rows.token,
+                layer_tokens=layer_rows.token,
+                with_head=self.with_head,
+                with_layers=self.with_layers,
+                then=with_teacher,
+            )
         loss = result["loss"]
         return loss, self._report(loss, result["metrics"])
 
@@ -180,59 +204,69 @@ class FrozenEngine(DistillationEngine):
     def _build_lr_scheduler(self, optimizer: None) -> None:
         return None
 
-    def observe(
-        self,
-        data: TensorDict,
-        *,
-        tokens: Tensor,
-        layer_tokens: Tensor,
-        then: Callable[[ResponseStates], None],
-    ) -> None:
-        """Run `teacher_input_ids` and call `then` on the states at the given response tokens, inside the forward pass.
-
-        Args:
-            data: a micro-batch; jagged `teacher_input_ids` [B, P_t + R'] end with what the student answered. A row of
-                padding may have a longer response than the student's, and is masked.
-            tokens: int64 [N], response tokens of the micro-batch that this rank's student predicts.
-            layer_tokens: int64 [M], those whose layers it has.
-            then: what to do with the states, while the head is unsharded.
-        """
-        teacher_data = _teacher_batch(data)
-        inputs, arguments = self.prepare_model_inputs(micro_batch=teacher_data)
-        packed = tu.get_non_tensor_data(data=data, key="use_remove_padding", default=True)
-        position = {
-            shift: response_rows(
-                sequence_lengths=lengths(teacher_data["input_ids"]),
-                response_lengths=lengths(data["responses"]),
-                shift=shift,
-                width=None if packed else inputs["input_ids"].shape[1],
-            ).position
-            for shift in (-1, 0)
-        }
-
-        def gathered(hidden: Tensor) -> Tensor:
-            flat_hidden = hidden.flatten(0, 1)
-            if not self.use_ulysses_sp:
-                return flat_hidden
-            return gather_outputs_and_unpad(
-                flat_hidden, gather_dim=0, unpad_dim=0, padding_size=arguments["pad_size"], grad_scaler=False
-            )
-
-        def consumer(states: HiddenStates) -> dict[str, Tensor]:
-            _with_states(
-                states,
-                with_head=self.with_head,
-                rows=gathered(states.last)[position[-1][tokens]],
-                layers=tuple(gathered(layer)[position[0][layer_tokens]] for layer in states.layers),
-                tokens=tokens,
-                layer_tokens=layer_tokens,
-                then=then,
-            )
-            return {}
-
+    def observe(self, data: TensorDict, **wanted: Any) -> None:
+        """See `observe`."""
         self.module.eval()
-        with torch.no_grad(), self.autocast():
-            self.module(**inputs, use_cache=False, consumer=consumer, with_layers=self.with_layers)
+        observe(self, data, **wanted)
+
+
+def observe(
+    engine: DistillationEngine,
+    data: TensorDict,
+    *,
+    tokens: Tensor,
+    layer_tokens: Tensor,
+    with_head: bool,
+    with_layers: bool,
+    then: Callable[[ResponseStates], Any],
+) -> None:
+    """Run `teacher_input_ids` without gradient and call `then` on the states at response tokens, in the forward pass.
+
+    Args:
+        engine: holds the module.
+        data: a micro-batch; jagged `teacher_input_ids` [B, P_t + R'] end with what the student answered. A row of
+            padding may have a longer response than the student's, and is masked.
+        tokens: int64 [N], response tokens of the micro-batch that this rank's student predicts.
+        layer_tokens: int64 [M], those whose layers it has.
+        with_head: whether `then` gets the output head, which is unsharded while it runs.
+        with_layers: whether `then` gets the layers.
+        then: what to do with the states.
+    """
+    teacher_data = _teacher_batch(data)
+    inputs, arguments = engine.prepare_model_inputs(micro_batch=teacher_data)
+    packed = tu.get_non_tensor_data(data=data, key="use_remove_padding", default=True)
+    position = {
+        shift: response_rows(
+            sequence_lengths=lengths(teacher_data["input_ids"]),
+            response_lengths=lengths(data["responses"]),
+            shift=shift,
+            width=None if packed else inputs["input_ids"].shape[1],
+        ).position
+        for shift in (-1, 0)
+    }
+
+    def gathered(hidden: Tensor) -> Tensor:
+        flat_hidden = hidden.flatten(0, 1)
+        if not engine.use_ulysses_sp:
+            return flat_hidden
+        return gather_outputs_and_unpad(
+            flat_hidden, gather_dim=0, unpad_dim=0, padding_size=arguments["pad_size"], grad_scaler=False
+        )
+
+    def consumer(states: HiddenStates) -> dict[str, Tensor]:
+        _with_states(
+            states,
+            with_head=with_head,
+            rows=gathered(states.last)[position[-1][tokens]],
+            layers=tuple(gathered(layer)[position[0][layer_tokens]] for layer in states.layers),
+            tokens=tokens,
+            layer_tokens=layer_tokens,
+            then=then,
+        )
+        return {}
+
+    with torch.no_grad(), engine.autocast():
+        engine.module(**inputs, use_cache=False, consumer=consumer, with_layers=with_layers)
 
 
 def flat(field: Tensor) -> Tensor:
@@ -258,10 +292,18 @@ def _with_states(
     then: Callable[[ResponseStates], Any],
 ) -> Any:
     """Call `then`, inside the head's forward pass if there is to be a head."""
-    without = ResponseStates(head=None, layers=layers, tokens=tokens, layer_tokens=layer_tokens)
+    without = ResponseStates(rows=rows, head=None, layers=layers, tokens=tokens, layer_tokens=layer_tokens)
     if not with_head:
         return then(without)
     return states.with_head(rows, lambda head: then(replace(without, head=head)))
+
+
+def _with_a_head(teacher: ResponseStates | None, student: ResponseStates) -> ResponseStates | None:
+    """A teacher that came without a head is the student's own module and shares its head."""
+    if teacher is None or student.head is None or teacher.head is not None:
+        return teacher
+    assert teacher.rows is not None, "`observe` gives them"
+    return replace(teacher, head=replace(student.head, hidden=teacher.rows))
 
 
 def _jagged(values: Tensor, row_lengths: Tensor) -> Tensor:
