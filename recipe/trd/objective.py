@@ -174,14 +174,14 @@ def _hidden_loss(
     metrics: dict[str, Metric],
 ) -> Tensor:
     assert teacher is not None, "the configuration refuses hidden_mse without scorer engine"
-    ours, theirs = student.layers, teacher.layers
-    if loss.last_layer_only:
-        ours, theirs = ours[-1:], theirs[-1:]
-    elif loss.teacher_layers is not None:
+    ours, theirs, projections = student.layers, teacher.layers, loss.projections
+    if loss.teacher_layers is not None:
         theirs = tuple(theirs[index] for index in loss.teacher_layers)
+    if loss.last_layer_only:
+        ours, theirs, projections = ours[-1:], theirs[-1:], projections and projections[-1:]
     counted, weights = _counted_and_weights(config, data, HIDDEN, student.layer_tokens)
     result = hidden_mse(
-        student=ours, teacher=theirs, weights=weights, normalize=loss.normalize, projections=loss.projections
+        student=ours, teacher=theirs, weights=weights, normalize=loss.normalize, projections=projections
     )
     metrics |= {f"trd/{name}": _mean(result[name], counted, data, HIDDEN) for name in ("hidden_mse", "hidden_cosine")}
     if loss.divergence is None:
@@ -238,9 +238,9 @@ def _top_k(data: TensorDict, tokens: Tensor) -> TopK:
 
 
 def _is_usable(top_k: TopK, vocab_size: int) -> Tensor:
-    """bool [n]: rows without NaN, without probabilities above 1, and without tokens that the student does not have."""
-    log_probs = top_k.log_probs
-    return (log_probs <= 1e-3).all(-1) & (top_k.ids >= 0).all(-1) & (top_k.ids < vocab_size).all(-1)
+    """bool [n]: rows without NaN, whose probabilities sum to 1 at most, on tokens that the student has."""
+    mass = top_k.log_probs.float().logsumexp(-1)
+    return (mass <= 1e-3) & (top_k.ids >= 0).all(-1) & (top_k.ids < vocab_size).all(-1)
 
 
 def _common_vocabulary(student: Head, teacher: Head | TopK | None) -> int | None:
