@@ -5,7 +5,7 @@ source "$SCRIPTS/lib/launch.sh"
 
 METHOD=${METHOD:?}
 MODEL=${MODEL:?}
-DATA=${DATA:-math}
+DATA=${DATA:-deepscaler}
 SEED=${SEED:-1}
 # The paper's batch; 315 steps of it are its one epoch of DeepScaleR.
 TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-128}

@@ -23,30 +23,32 @@ job_dir() {
     echo "$(realpath -m "${JOB_ROOT:-outputs/slurm}")/$JOB-$(basename "$RUN_DIR")"
 }
 
+# Sets SRUN_OPTIONS and INSIDE: what goes to srun, and before a command, so that it runs in the container.
+container() {
+    local mounts="$ROOT:$ROOT${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}" runtime=${CONTAINER_RUNTIME:-}
+    SRUN_OPTIONS=() INSIDE=()
+    [ -n "${CONTAINER:-}" ] || return 0
+    if [ -z "$runtime" ]; then
+        case $CONTAINER in *.sif) runtime=apptainer ;; *) runtime=pyxis ;; esac
+    fi
+    case $runtime in
+    pyxis) SRUN_OPTIONS=(--container-image="$CONTAINER" --container-mounts="$mounts" --container-workdir="$ROOT") ;;
+    apptainer) INSIDE=(apptainer exec --nv --bind "$mounts" --pwd "$ROOT" "$CONTAINER") ;;
+    *)
+        echo "CONTAINER_RUNTIME=$runtime: choose pyxis or apptainer" >&2
+        exit 2
+        ;;
+    esac
+}
+
 # Sets JOB_COMMAND: srun, the container, node.sh, the training command.
 job_command() {
-    local container=() inside=() nodes=${SLURM_JOB_NUM_NODES:-1} runtime=${CONTAINER_RUNTIME:-}
-    local mounts="$ROOT:$ROOT${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}"
-    if [ -n "${CONTAINER:-}" ]; then
-        if [ -z "$runtime" ]; then
-            case $CONTAINER in *.sif) runtime=apptainer ;; *) runtime=pyxis ;; esac
-        fi
-        case $runtime in
-        pyxis)
-            container=(--container-image="$CONTAINER" --container-mounts="$mounts" --container-workdir="$ROOT"
-                --no-container-mount-home)
-            ;;
-        apptainer) inside=(apptainer exec --nv --bind "$mounts" --pwd "$ROOT" "$CONTAINER") ;;
-        *)
-            echo "CONTAINER_RUNTIME=$runtime: choose pyxis or apptainer" >&2
-            exit 2
-            ;;
-        esac
-    fi
+    local nodes=${SLURM_JOB_NUM_NODES:-1}
+    container
     # An existing cluster refuses to be given resources; the nodes brought them along.
     JOB_COMMAND=(
         srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --overlap --kill-on-bad-exit=1 --mpi=none
-        "${container[@]}" "${inside[@]}" bash "$(job_dir)/code/scripts/slurm/node.sh"
+        "${SRUN_OPTIONS[@]}" "${INSIDE[@]}" bash "$(job_dir)/code/scripts/slurm/node.sh"
         "$PYTHON" -m recipe.trd.main ray_kwargs.ray_init.num_cpus=null ray_kwargs.ray_init.num_gpus=null
         trainer.checkpoint_callback_class=recipe.trd.preemption.StopOnRequest "$@"
     )
@@ -104,15 +106,16 @@ is_running() {
     [ "${ENVIRONMENT:-}" != BATCH ] || [ "$(squeue --noheader --jobs="$JOB" --format=%T)" = RUNNING ]
 }
 
-seconds_left() {
-    echo $((${SLURM_JOB_END_TIME:-$(date +%s) + 86400} - $(date +%s)))
+# Sets SECONDS_LEFT until the time limit; a day where SLURM knows of none.
+read_time_left() {
+    local end
+    end=$(date -d "$(squeue --noheader --jobs="$JOB" --format=%e 2>/dev/null)" +%s 2>/dev/null) || end=
+    SECONDS_LEFT=$((${end:-$(date +%s) + 86400} - $(date +%s)))
 }
 
-# run_job OVERRIDE...: does not return.
-run_job() {
-    # Relative to the repository, not to the snapshot in which the run works.
-    RUN_DIR=$(realpath -m "$RUN_DIR")
-    set -- "$@" trainer.default_local_dir="$RUN_DIR"
+# prepare_attempt OVERRIDE...: the folders, and everything that node.sh and the run find in the environment.
+prepare_attempt() {
+    local number=0
     JOB_DIR=$(job_dir)
     JOB_ROOT_DIR=$(dirname "$JOB_DIR")
     claim_run_dir
@@ -123,10 +126,9 @@ run_job() {
         printf '%s\0' "$@" >"$JOB_DIR/arguments"
     fi
     mapfile -d '' -t ARGUMENTS <"$JOB_DIR/arguments"
-    local attempt=0 code=0 requested=0
-    while [ -e "$JOB_DIR/$attempt" ]; do attempt=$((attempt + 1)); done
-    ATTEMPT_DIR=$JOB_DIR/$attempt
-    mkdir -p "$ATTEMPT_DIR"
+    while [ -e "$JOB_DIR/$number" ]; do number=$((number + 1)); done
+    ATTEMPT_DIR=$JOB_DIR/$number
+    mkdir "$ATTEMPT_DIR"
     TRD_STOP_FILE=$ATTEMPT_DIR/stop
     # The job's own Ray: nobody else can join it or talk to it.
     RAY_AUTH_MODE=token
@@ -134,33 +136,54 @@ run_job() {
     case $PYTHON in */*) PYTHON=$(cd "$(dirname "$PYTHON")" && pwd)/$(basename "$PYTHON") ;; esac
     RAY_NUM_CPUS=${RAY_NUM_CPUS:-${SLURM_CPUS_ON_NODE:-}}
     # The route to another node shows which interface joins them.
-    PEER=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}" 2>/dev/null | tail -n 1 || true)
-    export RUN_DIR ATTEMPT_DIR CODE PYTHON PEER TRD_STOP_FILE RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_NUM_CPUS
+    HOSTS=$(scontrol show hostnames "${SLURM_JOB_NODELIST:-}" 2>/dev/null || true)
+    export ATTEMPT_DIR CODE PYTHON HOSTS TRD_STOP_FILE RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_NUM_CPUS
     unset RAY_ADDRESS
     STEP_AT_START=$(checkpointed_step)
-    job_command "${ARGUMENTS[@]}"
-    quoted "${JOB_COMMAND[@]}" >"$ATTEMPT_DIR/command"
-    say_job "attempt $attempt on ${SLURM_JOB_NODELIST:-?}, from step $STEP_AT_START; logs in $ATTEMPT_DIR, run in $RUN_DIR"
+}
 
+# Sets CODE_OF_RUN. Passes a warning on to the run, and puts the job back into the queue when the run is too slow for it.
+supervise() {
+    local requested=0 srun_pid
+    CODE_OF_RUN=0
     trap 'requested=1; touch "$TRD_STOP_FILE"; say_job "signal: the run is asked to save and stop"' USR1
     # --input=none: a job in the background would otherwise be stopped for reading the terminal.
     "${JOB_COMMAND[0]}" --input=none "${JOB_COMMAND[@]:1}" > >(tee -a "$ATTEMPT_DIR/output.log") 2>&1 &
-    local srun_pid=$!
-    trap 'kill -TERM $srun_pid 2>/dev/null' TERM INT
+    srun_pid=$!
+    trap 'kill -TERM "$srun_pid" 2>/dev/null' TERM INT
     while kill -0 "$srun_pid" 2>/dev/null; do
         sleep 1 &
         wait $! || true
-        if [ "$requested" = 1 ] && [ "$(seconds_left)" -lt "${REQUEUE_MARGIN_S:-60}" ]; then
+        if [ "$requested" = 1 ]; then
+            read_time_left
+            requested=2
+            DEADLINE=$((SECONDS + SECONDS_LEFT - ${REQUEUE_MARGIN_S:-60}))
+        fi
+        if [ "$requested" = 2 ] && [ "$SECONDS" -ge "$DEADLINE" ]; then
             say_job "the step does not end in time"
             requeue
         fi
     done
-    wait "$srun_pid" || code=$?
-    if [ "$code" = 0 ] && [ -f "${TRD_STOP_FILE}ped" ]; then
+    wait "$srun_pid" || CODE_OF_RUN=$?
+}
+
+# run_job OVERRIDE...: does not return.
+run_job() {
+    # Relative to the repository, not to the snapshot in which the run works.
+    RUN_DIR=$(realpath -m "$RUN_DIR")
+    prepare_attempt "$@" trainer.default_local_dir="$RUN_DIR"
+    job_command "${ARGUMENTS[@]}"
+    quoted "${JOB_COMMAND[@]}" >"$ATTEMPT_DIR/command"
+    say_job "attempt $(basename "$ATTEMPT_DIR") on ${SLURM_JOB_NODELIST:-?}, from step $STEP_AT_START;" \
+        "logs in $ATTEMPT_DIR, run in $RUN_DIR"
+    supervise
+    if [ "$CODE_OF_RUN" = 0 ] && [ -f "${TRD_STOP_FILE}ped" ]; then
         requeue
     fi
-    is_running || exit "$code"
-    "$PYTHON" "$CODE/scripts/slurm/result_line.py" "$RUN_DIR" --exit-code="$code" --job-dir="$JOB_DIR" \
-        --results="${RESULTS:-$JOB_ROOT_DIR/results.jsonl}"
-    exit "$code"
+    is_running || exit "$CODE_OF_RUN"
+    # Where the interpreter is: in the container if there is one.
+    srun --nodes=1 --ntasks=1 --overlap --mpi=none "${SRUN_OPTIONS[@]}" "${INSIDE[@]}" \
+        "$PYTHON" "$CODE/scripts/slurm/result_line.py" "$RUN_DIR" --exit-code="$CODE_OF_RUN" --job-dir="$JOB_DIR" \
+        --results="${RESULTS:-$JOB_ROOT_DIR/results.jsonl}" || say_job "no result line could be written" >&2
+    exit "$CODE_OF_RUN"
 }

@@ -58,8 +58,10 @@ ray_is_up() {
     kill -0 "$RAY_PID" 2>/dev/null || fail "Ray did not start or died; see $ATTEMPT_DIR/ray-$NODE.log"
 }
 
+# The first node looks at its route to the last one, the others at theirs to the first.
+if [ "$NODE" = 0 ]; then PEER=$(tail -n 1 <<<"$HOSTS"); else PEER=$(head -n 1 <<<"$HOSTS"); fi
 read -r ADDRESS INTERFACE_NAME < <("$PYTHON" "$CODE/scripts/slurm/network.py" address \
-    --peer="${PEER:-}" --interface="${INTERFACE:-}") || true
+    --peer="$PEER" --interface="${INTERFACE:-}") || true
 [ -n "${ADDRESS:-}" ] || fail "no network address; set INTERFACE to the interface that joins the nodes"
 export VLLM_HOST_IP=$ADDRESS
 export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-$INTERFACE_NAME}

@@ -70,7 +70,7 @@ with (folder / "starts.jsonl").open("a") as out:
     start = {{"step": step, "ray": os.environ["RAY_ADDRESS"], "version": version, "arguments": sys.argv[3:]}}
     out.write(json.dumps(start) + "\\n")
 while step < total:
-    time.sleep(1)
+    time.sleep(float(os.environ.get("STEP_S", 1)))
     step += 1
     if stop.exists() or (save_freq > 0 and step % save_freq == 0):
         mark.write_text(str(step))
@@ -217,7 +217,7 @@ def test_time_limit_and_requeue_lose_nothing(slurm, repository):
     job = slurm.submit(
         repository,
         *("--nodes=2", "--time=1", "--signal=B:USR1@50", "scripts/run_trd_tiny_cpu.sh"),
-        **{"PYTHON": "./python", "TOTAL_STEPS": "900", "SAVE_FREQ": "4", "RUN_DIR": "runs/a"},
+        **{"PYTHON": "./python", "TOTAL_STEPS": "900", "SAVE_FREQ": "4", "RUN_DIR": "runs/a", "REQUEUE_MARGIN_S": "5"},
     )
     run = repository / "runs" / "a"
     slurm.wait_until(lambda: len(lines(run / "starts.jsonl")) == 2, "second start", 120)
@@ -270,7 +270,8 @@ def test_array_in_a_container_and_a_job_beside_it(slurm, repository):
     found = {(line["method"], line["seed"], line["last_step"], line["state"]) for line in results(repository)}
     assert found == {("trd_opd", 4, 3, "finished"), ("grpo", 3, 3, "finished")}
     entered = (tools / "apptainer.log").read_text().splitlines()
-    assert len(entered) == 2
+    # Each run trains in it, and writes its result line.
+    assert len(entered) == 4
     assert all(f"--bind {repository}:{repository},/data:/data --pwd {repository}" in line for line in entered)
     start = lines(repository / "outputs" / "trd_opd-tiny-seed4" / "starts.jsonl")[0]
     assert "data.train_batch_size=8" in start["arguments"]
@@ -294,6 +295,18 @@ def test_a_run_that_fails_ends_its_job_with_its_exit_code(slurm, repository):
     (line,) = results(repository)
     assert (line["state"], line["last_step"], line["attempts"]) == ("failed (3)", None, 1)
     slurm.wait_until(lambda: processes_of(repository) == [], "end of all processes", 20)
+
+
+def test_a_job_whose_steps_outlast_it_says_so_and_is_not_requeued_for_ever(slurm, repository):
+    # So large a margin makes every step too slow for the signal; and no step was saved before.
+    knobs = {"PYTHON": "./python", "STEP_S": "4", "SAVE_FREQ": "100", "REQUEUE_MARGIN_S": "100000"}
+    job = slurm.submit(repository, "scripts/run_trd_tiny_cpu.sh", **knobs, RUN_DIR="runs/a")
+    slurm.wait_until((repository / "runs" / "a" / "starts.jsonl").exists, "start")
+    slurm.run("scancel", "--signal=USR1", "--batch", job)
+    assert slurm.wait(job)["JobState"] == "FAILED"
+    printed = (repository / f"{job}-4294967294.out").read_text()
+    assert "the step does not end in time" in printed
+    assert "no step was saved in this attempt" in printed
 
 
 def test_training_on_two_nodes_ends_as_if_nothing_had_happened(slurm, world, tmp_path):
