@@ -184,6 +184,11 @@ class HiddenConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         _one_of("trd.objective.hidden.layers", self.layers, ("all", "last"))
+        if self.bridge == "":
+            raise ValueError(
+                "trd.objective.hidden.bridge is not set: give the folder of maps that `python -m recipe.trd.fit_bridge` "
+                "made for this pair of models"
+            )
         _check_positions("trd.objective.hidden", self.positions, self.num_positions)
 
 

@@ -19,11 +19,16 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 GROUPS = ("method", "model", "data", "cluster")
 BASE = CONFIGS / "trd_trainer.yaml"
 WORLD = CONFIGS / "tiny_world.yaml"
-OVERLAYS = sorted(CONFIGS.glob("*/*.yaml"))
+OVERLAYS = sorted(CONFIGS.glob("*/[!_]*.yaml"))
+SHARED = sorted(CONFIGS.glob("*/_*.yaml"))
+"""What several files of a group begin with; nobody chooses them."""
+
+UNSET = {"oprd_bridge": {"trd.objective.hidden.bridge": "maps"}}
+"""Keys that a method leaves to the user, with a value that would do."""
 
 
 def options(group):
-    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+    return sorted(path.stem for path in (CONFIGS / group).glob("[!_]*.yaml"))
 
 
 def file_id(path):
@@ -62,14 +67,30 @@ def set_by(path):
     return leaves({"data": content} if path.parent.name == "data" else content)
 
 
-@pytest.mark.parametrize("choice", list(product(*map(options, GROUPS))), ids="-".join)
-def test_every_choice_of_method_model_data_and_cluster_is_a_configuration(choice):
-    config = composed(*(f"{group}={name}" for group, name in zip(GROUPS, choice, strict=True)))
+CHOICES = [
+    # Every method on every cluster, and every model with every data set: files of these pairs set the same keys.
+    *(dict(zip(("method", "cluster"), pair, strict=True)) for pair in product(options("method"), options("cluster"))),
+    *(dict(zip(("model", "data"), pair, strict=True)) for pair in product(options("model"), options("data"))),
+]
+
+
+@pytest.mark.parametrize("choice", CHOICES, ids=lambda choice: "-".join(choice.values()))
+def test_choices_are_configurations(choice):
+    method = choice.get("method", "trd_opd")
+    unset = UNSET.get(method, {})
+    chosen = [f"{group}={name}" for group, name in choice.items()]
+    config = composed(*chosen, *(f"{key}={value}" for key, value in unset.items()))
     resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(omega_conf_to_dataclass(config.trd), TrdConfig)
-    assert resolved["trd"]["method"] == choice[0]
-    assert resolved["trainer"]["default_local_dir"] == f"outputs/{choice[0]}"
+    assert resolved["trd"]["method"] == method
+    assert resolved["trainer"]["default_local_dir"] == f"outputs/{method}"
     assert Path(resolved["reward"]["custom_reward_function"]["path"]).name
+
+
+@pytest.mark.parametrize(("method", "key"), [(method, key) for method, keys in UNSET.items() for key in keys])
+def test_what_a_method_leaves_to_the_user_is_asked_for(method, key):
+    with pytest.raises(Exception, match=f"{re.escape(key)} is not set: give "):
+        omega_conf_to_dataclass(composed(f"method={method}").trd)
 
 
 @pytest.mark.parametrize("name", options("experiment"))
@@ -87,6 +108,22 @@ def test_a_run_gets_what_the_file_says(path):
     assert {key: run[key] for key in said} == said
 
 
+@pytest.mark.parametrize("path", SHARED, ids=file_id)
+def test_shared_files_are_begun_with_and_cannot_be_chosen(path):
+    users = [other for other in path.parent.glob("[!_]*.yaml") if path.stem in first_defaults(other)]
+    assert len(users) > 1
+    for user in users:
+        run = leaves(OmegaConf.to_container(composed(f"{path.parent.name}={user.stem}")))
+        said = {key: value for key, value in set_by(path).items() if key not in set_by(user)}
+        assert {key: run[key] for key in said} == said
+    with pytest.raises(Exception, match=r"not set|Missing|\?\?\?"):
+        omega_conf_to_dataclass(composed(f"{path.parent.name}={path.stem}").trd)
+
+
+def first_defaults(path):
+    return [item for item in yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", []) if item != "_self_"]
+
+
 def test_keys_of_the_trd_node_are_the_fields_of_its_dataclasses():
     def compare(node, cls):
         fields = {field.name: field.type for field in dataclasses.fields(cls)}
@@ -101,7 +138,7 @@ def test_keys_of_the_trd_node_are_the_fields_of_its_dataclasses():
     compare(node, TrdConfig)
 
 
-@pytest.mark.parametrize("path", [BASE, *OVERLAYS], ids=file_id)
+@pytest.mark.parametrize("path", [BASE, *SHARED, *OVERLAYS], ids=file_id)
 def test_keys_that_are_not_ours_are_verls(path):
     # A key that verl renamed would otherwise be set in vain: files may add keys, only the command line may not.
     unknown = [key for key in set_by(path) if not key.startswith("trd.") and key not in verls()]
@@ -110,7 +147,7 @@ def test_keys_that_are_not_ours_are_verls(path):
 
 
 def test_added_keys_are_set_somewhere():
-    added = {key for path in (BASE, *OVERLAYS) for key in set_by(path)}
+    added = {key for path in (BASE, *SHARED, *OVERLAYS) for key in set_by(path)}
     assert set(upstream.ADDED_KEYS) <= added
 
 
@@ -130,23 +167,24 @@ def test_methods_are_named_as_their_files():
         assert set_by(CONFIGS / "method" / f"{name}.yaml")["trd.method"] == name
 
 
-@pytest.mark.parametrize("path", [BASE, WORLD, *OVERLAYS], ids=file_id)
+@pytest.mark.parametrize("path", [BASE, WORLD, *SHARED, *OVERLAYS], ids=file_id)
 def test_file_opens_with_what_it_is_for(path):
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
-    wanted = 2 if path.parent.name == "method" else 1
-    assert all(re.match(r"# \S", line) for line in lines[:wanted]), (
-        f"{path.name} needs {wanted} lines that say what it is"
-    )
+    assert re.match(r"# \S", lines[0]), f"{path.name} needs a line that says what it is"
+    if path in OVERLAYS and path.parent.name == "method":
+        # What it is, and from which paper and equation.
+        assert re.match(r"# \S", lines[1]), f"{path.name} needs a second line that names the source"
+        assert re.search(r"arXiv \d{4}\.\d{5}|verl's own path", " ".join(lines[:2])), f"{path.name} names no source"
 
 
-@pytest.mark.parametrize("path", OVERLAYS, ids=file_id)
+@pytest.mark.parametrize("path", [*SHARED, *OVERLAYS], ids=file_id)
 def test_overlay_is_a_package_of_the_whole_configuration(path):
     # The group `data` is verl's: its files are the node `data`.
     first = path.read_text(encoding="utf-8").splitlines()[0]
     assert (first == "# @package _global_") is (path.parent.name != "data")
 
 
-@pytest.mark.parametrize("path", [BASE, WORLD, *OVERLAYS], ids=file_id)
+@pytest.mark.parametrize("path", [BASE, WORLD, *SHARED, *OVERLAYS], ids=file_id)
 def test_comments_stand_above_and_never_behind(path):
     lines = path.read_text(encoding="utf-8").splitlines()
     assert [line for line in lines if re.search(r"\S\s+#", line) and not line.lstrip().startswith("#")] == []
@@ -185,7 +223,7 @@ def test_every_key_of_a_primary_file_is_explained(path):
 
 def test_keys_that_overlays_add_are_explained_where_they_are_added():
     explained = set()
-    for path in (BASE, *OVERLAYS):
+    for path in (BASE, *SHARED, *OVERLAYS):
         prefix = "data." if path.parent.name == "data" else ""
         explained |= set(set_by(path)) - {f"{prefix}{key}" for key in undocumented(path)}
     assert set(upstream.ADDED_KEYS) - explained == set()
