@@ -6,6 +6,7 @@ A sample is rewritten and scored as soon as its rollout is there, while other sa
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -17,8 +18,9 @@ from verl.utils import hf_tokenizer
 from verl.utils.config import omega_conf_to_dataclass
 
 from recipe.trd import alignment, objective  # noqa: F401  verl looks its loss up in every process
-from recipe.trd.contexts import Context
+from recipe.trd.contexts import Context, Message
 from recipe.trd.gates import Verdict
+from recipe.trd.leak import copied_frac
 from recipe.trd.records import SampleRecord
 from recipe.trd.rewrite import Rewrite, Teacher, TopK, one_line
 from recipe.trd.schema import TrdConfig
@@ -60,13 +62,18 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     def take_up_method(self) -> None:
         """Get ready for what `self.config.trd` asks of the teacher."""
         self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
-        path = self.config.distillation.teacher_models.teacher_model.model_path
-        if not self.trd.has_server:
-            path = self.trd.teacher.engine.path
+        path = self.trd.teacher.engine.path
+        if self.trd.is_self:
+            path = self.config.actor_rollout_ref.model.path
+        elif self.trd.has_server:
+            path = self.config.distillation.teacher_models.teacher_model.model_path
+        client = self.llm_client if self.trd.trajectory == "y_r" and self.trd.rewrite.weights == "live" else None
+        if self.trd.has_server:
+            client = next(iter(self.teacher_client.values()))
         tokenizer = hf_tokenizer(path, trust_remote_code=self.config.actor_rollout_ref.model.trust_remote_code)
         self.teacher = Teacher(
             config=self.trd,
-            client=next(iter(self.teacher_client.values())) if self.trd.has_server else None,
+            client=client,
             tokenizer=tokenizer,
             eos_token_ids=eos_token_ids(path, tokenizer),
             student_eos_token_id=self.tokenizer.eos_token_id,
@@ -88,12 +95,13 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     async def _training_samples(self, y_o: TrainingSample, kwargs: dict[str, Any]) -> list[TrainingSample]:
         """The rows that a rollout gives: what the divergence is trained on, and y_o for a task reward beside y_r."""
         record = SampleRecord(y_o_ids=y_o.response_ids, rolled_out=time.time())
+        y_star = reference(kwargs, self.trd.reference_key) if self.trd.needs_reference else None
         rewrite = None
         if self.trd.trajectory == "y_r":
             rewrite, _ = await asyncio.gather(
-                self.teacher.rewrite(kwargs["raw_prompt"], y_o.response_ids), self._compute_score([y_o], kwargs)
+                self.teacher.rewrite(kwargs["raw_prompt"], y_o.response_ids, y_star), self._compute_score([y_o], kwargs)
             )
-            _note_rewrite(record, rewrite)
+            self._note_rewrite(record, rewrite, y_star)
         else:
             await self._compute_score([y_o], kwargs)
         record.y_o_acc = accuracy(y_o)
@@ -105,23 +113,35 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             record.y_r_acc, record.trained_on = accuracy(sample), "y_r"
         if self.trd.trains_both:
             sample = _copy(sample)
-        await self._attach_teacher(sample, rewrite, record, kwargs)
+        await self._attach_teacher(sample, rewrite, record, raw_prompt=kwargs["raw_prompt"], y_star=y_star)
         sample.extra_fields["trd"] = record.as_dict()
         return [sample] if not self.trd.trains_both else _with_policy_row(sample, y_o)
 
     async def _attach_teacher(
-        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, kwargs: dict[str, Any]
+        self,
+        sample: TrainingSample,
+        rewrite: Rewrite | None,
+        record: SampleRecord,
+        *,
+        raw_prompt: Sequence[Message],
+        y_star: str | None,
     ) -> None:
         """Give the sample its teacher: top-k rows, or the sequence that the teacher reads; without one it is masked."""
         num_prompt, num_response = len(sample.prompt_ids), len(sample.response_ids)
         rejected = rewrite is not None and rewrite.verdict is not Verdict.ACCEPTED
         usable = not (rejected and self.trd.rewrite.fallback == "mask")
+        context = self._context(sample, rewrite, raw_prompt, y_star)
+        if context is None:
+            # The vanilla context is always there; it stands in so that the row has something to be masked.
+            usable, context = False, self.teacher.vanilla_context(raw_prompt)
+        record.teacher_prompt_ids = context.ids
+        record.num_cut_reference = max(record.num_cut_reference, context.num_cut_reference)
+        record.no_reference = self.trd.needs_reference and y_star is None
         if self.trd.teacher.scorer == "engine":
-            context = self._context(sample, rewrite, record, kwargs)
             ids = [*context.ids, *self.teacher.in_teachers_tokens(sample.response_ids)]
             sample.extra_fields["teacher_input_ids"] = torch.tensor(ids, dtype=torch.int64)
         elif self.trd.teacher.scorer in ("generation", "prefill"):
-            topk = await self._score(sample, rewrite, record, kwargs) if usable else None
+            topk = await self._score(sample, rewrite, record, context) if usable else None
             usable = topk is not None
             rows = alignment.student_rows(
                 topk, num_prompt=num_prompt, num_response=num_response, top_k=self.trd.objective.top_k
@@ -132,12 +152,11 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             sample.response_mask = [0] * num_response
 
     async def _score(
-        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, kwargs: dict[str, Any]
+        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, context: Context
     ) -> TopK | None:
         """The teacher's rows of a sample; None when it could not be scored."""
         if rewrite is not None and rewrite.verdict is Verdict.ACCEPTED and rewrite.topk is not None:
             return rewrite.topk
-        context = self._context(sample, rewrite, record, kwargs)
         started = time.time()
         try:
             return await self.teacher.score(context.ids, sample.response_ids)
@@ -150,18 +169,43 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             record.score_span = (started, time.time())
 
     def _context(
-        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, kwargs: dict[str, Any]
-    ) -> Context:
-        """What the teacher sees before the response; the vanilla context where a refine context is not to be had."""
-        context = None
-        if self.trd.teacher.context == "refine":
-            if rewrite is None:
-                context = self.teacher.refine_context(kwargs["raw_prompt"], sample.response_ids)
-            elif rewrite.verdict is Verdict.ACCEPTED:
-                context = rewrite.context
-        context = context or self.teacher.vanilla_context(kwargs["raw_prompt"])
-        record.teacher_prompt_ids = context.ids
-        return context
+        self, sample: TrainingSample, rewrite: Rewrite | None, raw_prompt: Sequence[Message], y_star: str | None
+    ) -> Context | None:
+        """What the teacher sees before the response; None where that cannot be had.
+
+        A y_o that stands in for a rejected rewrite is scored under the vanilla context, or with a reference under the
+        privileged one: nothing of the failed rewrite is in it.
+        """
+        kind = self.trd.teacher.context
+        if kind == "refine" and rewrite is not None:
+            if rewrite.verdict is Verdict.ACCEPTED:
+                return rewrite.context
+            kind = "privileged" if self.trd.rewrite.with_reference else "vanilla"
+        if kind == "refine":
+            if self.trd.rewrite.with_reference and y_star is None:
+                return None
+            return self.teacher.refine_context(raw_prompt, sample.response_ids, y_star)
+        if kind == "privileged":
+            return None if y_star is None else self.teacher.privileged_context(raw_prompt, y_star)
+        return self.teacher.vanilla_context(raw_prompt)
+
+    def _note_rewrite(self, record: SampleRecord, rewrite: Rewrite, y_star: str | None) -> None:
+        record.verdict, record.error = str(rewrite.verdict), rewrite.error
+        record.y_r_ids = rewrite.y_r_ids or None
+        record.rewrite_span = (rewrite.started, rewrite.ended)
+        if rewrite.context is not None:
+            record.num_cut, record.num_cut_reference = rewrite.context.num_cut, rewrite.context.num_cut_reference
+        if rewrite.verdict is Verdict.ACCEPTED and self.trd.rewrite.with_reference and y_star is not None:
+            y_star_ids = self.teacher.tokenizer.encode(y_star, add_special_tokens=False)
+            record.copied_frac = copied_frac(rewrite.y_r_ids, y_star_ids=y_star_ids, y_o_ids=record.y_o_ids)
+
+
+def reference(row: dict[str, Any], key: str) -> str | None:
+    """The reference solution of a row, by `column` or `column.key`; None where it has none, or an empty one."""
+    value: Any = row
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return str(value) if value is not None and str(value).strip() else None
 
 
 def accuracy(output: AgentLoopOutput) -> float | None:
@@ -209,14 +253,6 @@ def _with_policy_row(sample: TrainingSample, y_o: TrainingSample) -> list[Traini
         policy.extra_fields["teacher_ids"], policy.extra_fields["teacher_logprobs"] = rows
     sample.extra_fields["is_policy"], policy.extra_fields["is_policy"] = torch.tensor([0]), torch.tensor([1])
     return [sample, policy]
-
-
-def _note_rewrite(record: SampleRecord, rewrite: Rewrite) -> None:
-    record.verdict, record.error = str(rewrite.verdict), rewrite.error
-    record.y_r_ids = rewrite.y_r_ids or None
-    record.num_cut = rewrite.context.num_cut if rewrite.context else 0
-    record.rewrite_span = (rewrite.started, rewrite.ended)
-    record.teacher_prompt_ids = rewrite.context.ids if rewrite.context else None
 
 
 class TrdAgentLoopManager(AgentLoopManagerTQ):

@@ -17,8 +17,10 @@ class Context:
 
     ids: list[int]
     """Token ids, up to and including the marker after which the assistant speaks."""
-    num_cut: int
+    num_cut: int = 0
     """Tokens of y_o that were left out to make it fit."""
+    num_cut_reference: int = 0
+    """Tokens of the reference solution that were left out."""
 
 
 def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template_kwargs: Mapping) -> list[int]:
@@ -47,44 +49,58 @@ def plain_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
 
 def vanilla(tokenizer: PreTrainedTokenizerBase, raw_prompt: Sequence[Message], template_kwargs: Mapping) -> Context:
     """Context x: the student's own conversation in the teacher's chat template."""
-    return Context(chat_ids(tokenizer, raw_prompt, template_kwargs), num_cut=0)
+    return Context(chat_ids(tokenizer, raw_prompt, template_kwargs))
 
 
-def refine(
+def templated(
     tokenizer: PreTrainedTokenizerBase,
     raw_prompt: Sequence[Message],
-    y_o_ids: Sequence[int],
     *,
     template: str,
+    y_o_ids: Sequence[int] | None,
+    y_star: str | None,
     max_length: int,
     template_kwargs: Mapping,
 ) -> Context | None:
-    """Context (x, y_o): the last user message becomes the template with the problem and y_o; earlier messages stay.
+    """Context (x, y_o), (x, y*) or (x, y*, y_o): the last user message becomes the template; earlier messages stay.
 
-    Control tokens are left out of the text of y_o, so nothing in it can end the teacher's user turn. Where the context
-    is too long, the tail of y_o is cut, in token ids; the problem and the instructions never are.
+    Control tokens are left out of the texts, so nothing in them can end the teacher's user turn. Where the context is
+    too long, first the tail of y_o is cut, then that of y*, in token ids; the problem and the instructions never are.
 
     Args:
         tokenizer: the teacher's.
         raw_prompt: the student's conversation; its last message is the problem.
-        y_o_ids: sampled ids of y_o, end of turn included or not.
-        template: `trd.rewrite.template`.
-        max_length: `trd.rewrite.max_prompt_length`, tokens.
+        template: a name or path, see prompts.py.
+        y_o_ids: sampled ids of y_o, end of turn included or not; None for a context without it.
+        y_star: the reference solution; None for a context without it.
+        max_length: tokens.
         template_kwargs: arguments of the chat template.
 
     Returns:
-        The context, or None when it does not fit even without any of y_o.
+        The context, or None when it does not fit even without any of y_o and y*.
     """
     *before, problem = raw_prompt
-    num_kept = len(y_o_ids)
+    y_star_ids = None if y_star is None else tokenizer.encode(y_star, add_special_tokens=False)
+    kept, kept_star = len(y_o_ids or ()), len(y_star_ids or ())
     while True:
-        y_o = plain_text(tokenizer, y_o_ids[:num_kept])
-        text = prompts.render(template, problem=problem["content"], y_o=y_o)
+        text = prompts.render(
+            template,
+            problem=problem["content"],
+            y_o=None if y_o_ids is None else plain_text(tokenizer, y_o_ids[:kept]),
+            y_star=None if y_star_ids is None else plain_text(tokenizer, y_star_ids[:kept_star]),
+        )
         ids = chat_ids(tokenizer, [*before, {"role": "user", "content": text}], template_kwargs)
         excess = len(ids) - max_length
         if excess <= 0:
-            return Context(ids, num_cut=len(y_o_ids) - num_kept)
-        if num_kept == 0:
+            return Context(
+                ids,
+                num_cut=len(y_o_ids or ()) - kept,
+                num_cut_reference=len(y_star_ids or ()) - kept_star,
+            )
+        # Another round may be needed: tokens merge differently at the new end of a text.
+        if kept > 0:
+            kept = max(0, kept - excess)
+        elif kept_star > 0:
+            kept_star = max(0, kept_star - excess)
+        else:
             return None
-        # One more round may be needed: tokens merge differently at the new end of y_o.
-        num_kept = max(0, num_kept - excess)

@@ -14,6 +14,8 @@ class Verdict(StrEnum):
     """The teacher ran into its token limit before it ended the turn."""
     OVERLONG = "overlong"
     """Longer than `data.max_response_length`, the rows that the student has for a response."""
+    NO_REFERENCE = "no_reference"
+    """The context needs a reference solution, and the row has none."""
     PROMPT_TOO_LONG = "prompt_too_long"
     """The refine context does not fit, even with nothing of y_o in it."""
     FAILED = "failed"

@@ -43,6 +43,8 @@ def check(config: DictConfig) -> TrdConfig:
         AssertionError: verl's own check of its keys failed.
     """
     _check_process(config)
+    if config.trd.teacher.weights in ("frozen", "ema", "live"):
+        config.distillation.teacher_models.teacher_model.model_path = config.actor_rollout_ref.model.path
     trd: TrdConfig = omega_conf_to_dataclass(config.trd)
     # Importing the objective registers `loss_mode=trd`, which verl's dataclasses look up.
     from recipe.trd import objective  # noqa: F401
@@ -58,7 +60,10 @@ def check(config: DictConfig) -> TrdConfig:
     student = _model("actor_rollout_ref.model.path", config.actor_rollout_ref.model.path)
     _check_lengths(config, trd, student)
     _check_data(config)
-    if trd.teacher.weights == "external":
+    if trd.needs_reference:
+        _check_references(config, trd)
+    if trd.teacher.weights != "none":
+        teacher = student
         for key, path in _teacher_paths(config, trd).items():
             teacher = _model(key, path)
             _check_same_tokens(student, teacher, eos_remap=trd.teacher.eos_remap)
@@ -111,6 +116,8 @@ def _check_objective(config: DictConfig, trd: TrdConfig) -> None:
     for key, value in wanted.items():
         if (given := OmegaConf.select(config, key)) != value:
             raise ValueError(f"{key}={given} does not go with method {trd.method}, which needs {value}; leave it out")
+    if trd.teacher.weights == "ema" and config.actor_rollout_ref.actor.strategy != "fsdp2":
+        raise ValueError(f"trd.teacher.weights=ema needs {actor}.strategy=fsdp2, whose shards can be exchanged")
     if trd.objective.task_reward_coef > 0 and config.algorithm.adv_estimator == "distillation":
         raise ValueError(
             f"trd.objective.task_reward_coef={trd.objective.task_reward_coef} needs advantages: set "
@@ -146,7 +153,7 @@ def _check_batches(config: DictConfig) -> None:
 def _teacher_paths(config: DictConfig, trd: TrdConfig) -> dict[str, str | None]:
     """Every model that teaches, by the key that names it; the one of scorer `engine` last."""
     paths = {_SERVER_PATH: OmegaConf.select(config, _SERVER_PATH)} if trd.has_server else {}
-    if trd.teacher.scorer == "engine" and not trd.upstream:
+    if trd.teacher.scorer == "engine" and not trd.upstream and not trd.is_self:
         paths["trd.teacher.engine.path"] = trd.teacher.engine.path
     return paths
 
@@ -246,6 +253,12 @@ def _context_limit(model: _Model) -> int:
 def _check_lengths(config: DictConfig, trd: TrdConfig, student: _Model) -> None:
     needed = config.data.max_prompt_length + config.data.max_response_length
     limit = config.actor_rollout_ref.rollout.max_model_len or _context_limit(student)
+    rewrites = trd.trajectory == "y_r" and trd.rewrite.weights == "live"
+    if rewrites and (longest := trd.rewrite.max_prompt_length + trd.rewrite.max_response_length) > limit:
+        raise ValueError(
+            f"trd.rewrite.weights=live: the refine context needs {longest} tokens on the student's server, which has "
+            f"{limit}: raise actor_rollout_ref.rollout.max_model_len or lower trd.rewrite.max_prompt_length"
+        )
     if needed > limit:
         raise ValueError(
             f"data.max_prompt_length + data.max_response_length = {needed} tokens do not fit into {limit}: raise "
@@ -254,6 +267,8 @@ def _check_lengths(config: DictConfig, trd: TrdConfig, student: _Model) -> None:
         )
     if trd.trajectory == "y_r" or trd.teacher.context == "refine":
         prompts.template_path(trd.rewrite.template)
+    if trd.teacher.context == "privileged":
+        prompts.template_path(trd.teacher.template)
     if trd.trajectory == "y_r" and config.actor_rollout_ref.rollout.multi_turn.enable:
         raise ValueError(
             "actor_rollout_ref.rollout.multi_turn.enable=True with trd.trajectory=y_r: a rewrite replaces one "
@@ -268,6 +283,8 @@ def _teacher_lengths(config: DictConfig, trd: TrdConfig) -> dict[str, int]:
         longest["the refine context"] = trd.rewrite.max_prompt_length + trd.rewrite.max_response_length
     elif trd.teacher.context == "refine":
         longest["the refine context"] = trd.rewrite.max_prompt_length + config.data.max_response_length
+    if trd.teacher.context == "privileged":
+        longest["the privileged context"] = trd.teacher.max_prompt_length + config.data.max_response_length
     return longest
 
 
@@ -308,6 +325,17 @@ def _check_data(config: DictConfig) -> None:
                     f"data.{key}={file} lacks the columns {sorted(wanted - columns)} (it has {sorted(columns)}); "
                     "verl's format has prompt (chat messages), data_source and reward_model.ground_truth"
                 )
+
+
+def _check_references(config: DictConfig, trd: TrdConfig) -> None:
+    """The training rows have a place for the reference solution; rows that leave it empty are counted in the run."""
+    column = trd.reference_key.split(".")[0]
+    for file in _files(config.data.train_files):
+        if column not in _columns(Path(file).expanduser()):
+            raise ValueError(
+                f"method {trd.method} shows the teacher a reference solution, and data.train_files={file} has no "
+                f"column {column} (trd.reference_key={trd.reference_key}); prepare data that has solutions, or set the key"
+            )
 
 
 def _columns(path: Path) -> list[str]:

@@ -29,6 +29,12 @@ class SampleRecord:
     y_o_acc: float | None = None
     num_cut: int = 0
     """Tokens of y_o that the refine context left out."""
+    num_cut_reference: int = 0
+    """Tokens of the reference solution that a context left out."""
+    no_reference: bool = False
+    """A context needed a reference solution, and the row has none."""
+    copied_frac: float | None = None
+    """Of an accepted rewrite that saw a reference: share of its tokens that were copied from there."""
     rewrite_span: Span | None = None
     teacher_prompt_ids: list[int] | None = None
     """The context that the teacher's rows were computed under."""
@@ -76,6 +82,9 @@ def step_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         "trd/masked_frac": sum(r["trained_on"] == "none" for r in records) / len(records),
         "trd/y_o_acc": _mean([r["y_o_acc"] for r in records if r["y_o_acc"] is not None]),
         "trd/y_o_length/mean": _mean([len(r["y_o_ids"]) for r in records]),
+        "trd/no_reference_frac": sum(r["no_reference"] for r in records) / len(records),
+        "trd/reference_cut_tokens/mean": _mean([r["num_cut_reference"] for r in records]),
+        "trd/reference_copied_frac": _mean([r["copied_frac"] for r in records if r["copied_frac"] is not None]),
         "timing_s/teacher": busy_seconds(scorings),
     }
     if records[0]["verdict"] is not None:

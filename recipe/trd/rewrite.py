@@ -80,13 +80,28 @@ class Teacher:
         """Context x in the teacher's chat template."""
         return contexts.vanilla(self.tokenizer, raw_prompt, self.template_kwargs)
 
-    def refine_context(self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int]) -> Context | None:
-        """Context (x, y_o), or None when it does not fit."""
-        return contexts.refine(
+    def privileged_context(self, raw_prompt: Sequence[Message], y_star: str) -> Context | None:
+        """Context (x, y*), or None when it does not fit."""
+        return contexts.templated(
             self.tokenizer,
             raw_prompt,
-            y_o_ids,
+            template=self.config.teacher.template,
+            y_o_ids=None,
+            y_star=y_star,
+            max_length=self.config.teacher.max_prompt_length,
+            template_kwargs=self.template_kwargs,
+        )
+
+    def refine_context(
+        self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int], y_star: str | None
+    ) -> Context | None:
+        """Context (x, y_o), with `trd.rewrite.with_reference` (x, y*, y_o), or None when it does not fit."""
+        return contexts.templated(
+            self.tokenizer,
+            raw_prompt,
             template=self.config.rewrite.template,
+            y_o_ids=y_o_ids,
+            y_star=y_star if self.config.rewrite.with_reference else None,
             max_length=self.config.rewrite.max_prompt_length,
             template_kwargs=self.template_kwargs,
         )
@@ -105,12 +120,16 @@ class Teacher:
     def _topk(self, output: TokenOutput) -> TopK:
         return TopK(self._renamed(output.extra_fields["topk_ids"]), output.extra_fields["topk_log_probs"])
 
-    async def rewrite(self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int]) -> Rewrite:
+    async def rewrite(
+        self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int], y_star: str | None = None
+    ) -> Rewrite:
         """Ask for y_r under the refine context and judge it. A server that fails is a verdict, not an exception."""
         assert self.client is not None, "a method that rewrites has a server"
         settings = self.config.rewrite
         started = time.time()
-        context = self.refine_context(raw_prompt, y_o_ids)
+        if self.config.rewrite.with_reference and y_star is None:
+            return Rewrite(Verdict.NO_REFERENCE, None, [], None, started, time.time())
+        context = self.refine_context(raw_prompt, y_o_ids, y_star)
         if context is None:
             return Rewrite(Verdict.PROMPT_TOO_LONG, None, [], None, started, time.time())
         topk = self.config.objective.top_k if self.config.teacher.scorer == "generation" else None
@@ -121,9 +140,11 @@ class Teacher:
             "top_k": settings.top_k,
         }
         try:
-            # The teacher's server always takes the top-k path: it alone reports why generation ended.
+            # The teacher's server always takes the top-k path: it alone reports why generation ended. The student's
+            # server knows no such path; what it does not say, the last token does.
+            extra = {"topk": topk or 1} if self.config.rewrite.weights != "live" else {}
             output = await self.client.generate(
-                request_id=uuid4().hex, prompt_ids=context.ids, sampling_params=sampling_params, topk=topk or 1
+                request_id=uuid4().hex, prompt_ids=context.ids, sampling_params=sampling_params, **extra
             )
         except Exception as error:
             # The network boundary: the sample falls back, the failure is counted, the watchdog looks after the server.
@@ -132,7 +153,9 @@ class Teacher:
         y_r_ids = list(output.token_ids)
         verdict = judge(
             y_r_ids,
-            finish_reason=output.extra_fields["finish_reason"],
+            finish_reason=output.extra_fields.get(
+                "finish_reason", "abort" if output.stop_reason == "aborted" else None
+            ),
             eos_token_ids=self.eos_token_ids,
             max_length=self.max_response_length,
         )

@@ -47,9 +47,17 @@ class TeacherConfig(BaseConfig):
     """Who teaches, what it sees, and how its distribution is had."""
 
     weights: str
-    """`external`: a model of its own, behind `distillation.teacher_models`; `none`: no teacher."""
+    """`external`: a model of its own, behind `distillation.teacher_models`; `frozen`: the student as it was at step 0;
+    `ema`: the moving average of its weights; `live`: the student as it is; `none`: no teacher."""
+    ema_decay: float
+    """Of `ema`, for every optimiser step, in [0, 1)."""
     context: str
-    """What the teacher sees when it scores: `refine` (x, y_o) or `vanilla` (x)."""
+    """What the teacher sees when it scores: `vanilla` (x), `privileged` (x, y*) or `refine` (x, y_o, and y* with
+    `trd.rewrite.with_reference`)."""
+    template: str
+    """Of the privileged context: a file in recipe/trd/templates, or a path that ends in .jinja."""
+    max_prompt_length: int
+    """Longest privileged context, tokens. The tail of y* is cut to fit."""
     scorer: str
     """`generation`: top-k that its server returns while it writes y_r; `prefill`: a second pass over context +
     response on the server; `engine`: the teacher as an FSDP model beside the student: whole vocabulary and hidden
@@ -59,8 +67,10 @@ class TeacherConfig(BaseConfig):
     engine: EngineTeacherConfig
 
     def __post_init__(self) -> None:
-        _one_of("trd.teacher.weights", self.weights, ("external", "none"))
-        _one_of("trd.teacher.context", self.context, ("refine", "vanilla"))
+        _one_of("trd.teacher.weights", self.weights, ("external", "frozen", "ema", "live", "none"))
+        _one_of("trd.teacher.context", self.context, ("refine", "vanilla", "privileged"))
+        _require(0 <= self.ema_decay < 1, "trd.teacher.ema_decay", self.ema_decay, "in [0, 1)")
+        _at_least("trd.teacher.max_prompt_length", self.max_prompt_length, 1)
         _one_of("trd.teacher.scorer", self.scorer, ("generation", "prefill", "engine", "none"))
 
 
@@ -68,10 +78,14 @@ class TeacherConfig(BaseConfig):
 class RewriteConfig(BaseConfig):
     """How y_r is asked for, and what happens to a sample whose rewrite is rejected."""
 
+    weights: str
+    """Whose weights write y_r: those of the teacher's server (`external`, `frozen`) or the student's (`live`)."""
     template: str
     """Name of a file in recipe/trd/templates, or a path that ends in .jinja."""
+    with_reference: bool
+    """Whether the refine context shows y*, the reference solution."""
     max_prompt_length: int
-    """Longest refine context, tokens. The tail of y_o is cut to fit."""
+    """Longest refine context, tokens. The tail of y_o is cut to fit, then that of y*."""
     max_response_length: int
     """Most tokens of y_r, end of turn included. More than data.max_response_length only makes overlong rewrites."""
     temperature: float
@@ -84,6 +98,7 @@ class RewriteConfig(BaseConfig):
     """A rejected rewrite is replaced by `y_o` under the vanilla context, or the sample is left out (`mask`)."""
 
     def __post_init__(self) -> None:
+        _one_of("trd.rewrite.weights", self.weights, ("external", "frozen", "ema", "live", "none"))
         _one_of("trd.rewrite.fallback", self.fallback, ("y_o", "mask"))
         _at_least("trd.rewrite.max_prompt_length", self.max_prompt_length, 1)
         _at_least("trd.rewrite.max_response_length", self.max_response_length, 1)
@@ -272,6 +287,8 @@ class TrdConfig(BaseConfig):
     """Methods that verl has itself run through verl's own agent loop, worker and losses."""
     trajectory: str
     """What the student is trained on: `y_o`, its own rollout, or `y_r`, the teacher's rewrite of it."""
+    reference_key: str
+    """Where a row of the data has y*: a column, or `column.key` inside one."""
     teacher: TeacherConfig
     rewrite: RewriteConfig
     objective: ObjectiveConfig
@@ -328,6 +345,7 @@ class TrdConfig(BaseConfig):
                 "trd.teacher.scorer=generation returns log-probs of what the teacher writes, and y_o is the student's; "
                 "set trd.teacher.scorer=prefill or engine"
             )
+        self._check_weights()
         if scorer == "generation" and context != "refine":
             raise ValueError(
                 "trd.teacher.scorer=generation returns log-probs under the context that y_r was written in, which is "
@@ -345,6 +363,30 @@ class TrdConfig(BaseConfig):
                     "what the teacher's server sends; raise the latter"
                 )
 
+    def _check_weights(self) -> None:
+        scorer, teacher, author = self.teacher.scorer, self.teacher.weights, self.rewrite.weights
+        if scorer in ("generation", "prefill") and teacher in ("live", "ema"):
+            raise ValueError(
+                f"trd.teacher.scorer={scorer} asks a server of the teacher's own, and weights={teacher} are in the "
+                "training process alone; set trd.teacher.scorer=engine"
+            )
+        if scorer == "generation" and author != teacher:
+            raise ValueError(
+                f"trd.teacher.scorer=generation returns log-probs of whoever writes y_r, which is {author}, not "
+                f"{teacher}; set trd.teacher.scorer=engine or prefill"
+            )
+        if self.trajectory == "y_o" or author == "live":
+            return
+        if author in ("ema", "none"):
+            raise ValueError(
+                f"trd.rewrite.weights={author}: no server has these weights; set trd.rewrite.weights=live or frozen"
+            )
+        if "external" in (author, teacher) and author != teacher:
+            raise ValueError(
+                f"trd.rewrite.weights={author} with trd.teacher.weights={teacher}: there is one server for a teacher; "
+                "set both to the same, or trd.rewrite.weights=live"
+            )
+
     def _check_labels(self) -> None:
         is_hard = any(term.divergence == "cross_entropy" for term in self.objective.terms)
         if is_hard and (self.trajectory == "y_o" or self.rewrite.fallback == "y_o"):
@@ -357,10 +399,21 @@ class TrdConfig(BaseConfig):
 
     @property
     def has_server(self) -> bool:
-        """Whether the teacher answers requests: to rewrite, or to score."""
-        return self.teacher.weights != "none" and (
-            self.trajectory == "y_r" or self.upstream or self.teacher.scorer in ("generation", "prefill")
-        )
+        """Whether the teacher has a server of its own: to rewrite, or to score."""
+        rewrites = self.trajectory == "y_r" and self.rewrite.weights != "live"
+        scores = self.upstream or self.teacher.scorer in ("generation", "prefill")
+        return self.teacher.weights != "none" and (rewrites or scores)
+
+    @property
+    def is_self(self) -> bool:
+        """Whether the teacher is the student, at some point of its training."""
+        return self.teacher.weights in ("frozen", "ema", "live")
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether some context shows y*."""
+        sees_refine = self.trajectory == "y_r" or self.teacher.context == "refine"
+        return self.teacher.context == "privileged" or (sees_refine and self.rewrite.with_reference)
 
     @property
     def trains_both(self) -> bool:

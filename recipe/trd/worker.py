@@ -31,9 +31,7 @@ class TrdWorker(DistillationWorker):
     def take_up_method(self) -> None:
         """Load the teacher and build the loss that `self.config.trd` asks for."""
         self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
-        engine = self.trd.teacher.engine
-        path = engine.path if self.trd.teacher.scorer == "engine" else None
-        self.set_teacher(path, dtype=engine.dtype, offload=engine.offload)
+        self._take_up_teacher()
         self.trd_loss = self._build_loss()
         self.actor.engine.counted = MASKS
         self.actor.engine.with_head = self.trd_loss.divergence is not None or self.trd_loss.policy is not None
@@ -41,6 +39,20 @@ class TrdWorker(DistillationWorker):
         self.actor.set_loss_fn(
             partial(trd_loss, config=self.loss_fn.keywords["config"], distillation_config=None, loss=self.trd_loss)
         )
+
+    def _take_up_teacher(self) -> None:
+        """A model of its own, or the student's module as it is, without its adapters, or with averaged weights."""
+        teacher, student = self.trd.teacher, self.actor.engine
+        has_adapters = student.model_config.lora_rank > 0
+        if teacher.scorer != "engine":
+            self.set_teacher(None)
+        elif teacher.weights == "external" or (teacher.weights == "frozen" and not has_adapters):
+            self.set_teacher(teacher.engine.path, dtype=teacher.engine.dtype, offload=teacher.engine.offload)
+        else:
+            self.set_self_teacher(
+                ema_decay=teacher.ema_decay if teacher.weights == "ema" else None,
+                without_adapters=teacher.weights == "frozen",
+            )
 
     def _build_loss(self) -> Loss:
         objective = self.trd.objective
@@ -61,7 +73,7 @@ class TrdWorker(DistillationWorker):
 
     def _swapped(self) -> tuple[int, int] | None:
         """Ids that end a turn for the student and for the teacher, where they differ and are to count as one."""
-        if self.teacher is None or not self.trd.teacher.eos_remap:
+        if self.teacher is None or self.trd.is_self or not self.trd.teacher.eos_remap:
             return None
         ours, theirs = (engine.model_config.tokenizer.eos_token_id for engine in (self.actor.engine, self.teacher))
         return (ours, theirs) if ours != theirs else None

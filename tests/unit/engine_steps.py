@@ -24,6 +24,7 @@ from recipe.trd.alignment import student_rows
 from recipe.trd.objective import MASKS, Loss, add_masks, trd_loss
 from recipe.trd.rewrite import TopK
 from verl_ext.divergence import Objective, Term
+from verl_ext.engine.self_teacher import SelfTeacher, WeightAverage
 from verl_ext.engine.worker import build_teacher
 
 LENGTHS = ((3, 5, 9), (1, 1, 4), (6, 2, 2), (2, 7, 11), (4, 3, 1), (2, 4, 6), (5, 6, 3), (1, 8, 8))
@@ -130,12 +131,13 @@ def batch_of(rows, trd, **settings):
     return data
 
 
-def build_student(path, packed, num_shards=1):
+def build_student(path, packed, num_shards=1, lora_rank=0):
     model = HFModelConfig(
         path=path,
         use_remove_padding=packed,
         enable_gradient_checkpointing=packed,
         override_config={"attn_implementation": "sdpa"},
+        lora_rank=lora_rank,
     )
     fp32 = dict.fromkeys(("param_dtype", "reduce_dtype", "buffer_dtype"), "fp32")
     config = FSDPEngineConfig(
@@ -225,10 +227,70 @@ def main(models, out):
             BATCHINGS["dynamic"],
             "token-mean",
         )
+    results |= self_teachers(models, share)
     if rank == 0:
         torch.save(results, out)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def self_teachers(models, share):
+    """The student's own module as teacher, each beside a frozen engine with the weights that it should have."""
+    settings = METHODS["forward_kl"][1]
+
+    def run(engine, teacher):
+        return step(engine, teacher, settings, share, trd_config(settings), BATCHINGS["micro_4"], "token-mean")
+
+    engine = build_student(str(models / "student"), True)
+    first, twin = (
+        build_teacher(path=str(models / name), dtype="fp32", offload=False, student=engine)
+        for name in ("student", "twin")
+    )
+    results = {("live", "self"): run(engine, own(engine)), ("live", "engine"): run(engine, first)}
+
+    average = WeightAverage(engine.module, decay=0.9)
+    copy_weights(twin.module, engine.module)
+    results["ema", "self"] = run(engine, own(engine, average=average))
+    results["ema", "engine"] = run(engine, first)
+    kept = weights(engine.module)
+    results["ema", "student is untouched"] = all(
+        torch.equal(kept[name], value) for name, value in weights(twin.module).items()
+    )
+    average.update()
+    start, moved = weights(first.module), average.state_dict()["shards"]
+    results["ema", "error"] = max(
+        (moved[name] - (0.9 * start[name] + 0.1 * kept[name])).abs().max().item() for name in kept
+    )
+    again = WeightAverage(engine.module, decay=0.9)
+    again.load_state_dict(average.state_dict())
+    results["ema", "restored"] = all(torch.equal(again.shards[name], moved[name]) for name in moved)
+
+    engine = build_student(str(models / "student"), True, lora_rank=4)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in engine.module.named_parameters():
+            if "lora_B" in name:
+                parameter.to_local().normal_(0, 0.1)
+    results["lora", "self"] = run(engine, own(engine, without_adapters=True))
+    results["lora", "engine"] = run(engine, first)
+    results["lora", "live"] = run(engine, own(engine))
+    results["lora", "trained"] = sorted(results["lora", "self"]["gradient"])
+    return results
+
+
+def own(engine, *, average=None, without_adapters=False):
+    return SelfTeacher(engine, average=average, without_adapters=without_adapters)
+
+
+def weights(module):
+    """This rank's shards."""
+    return {name: parameter.to_local().detach().clone() for name, parameter in module.named_parameters()}
+
+
+@torch.no_grad()
+def copy_weights(source, target):
+    for theirs, ours in zip(source.parameters(), target.parameters(), strict=True):
+        ours.to_local().copy_(theirs.to_local())
 
 
 def trd_config(settings):

@@ -23,13 +23,14 @@ def encode(tokenizer):
 
 @pytest.fixture
 def refine(tokenizer, template):
-    """`contexts.refine` of token ids, and the text of what came out."""
+    """`contexts.templated` of token ids, and the text of what came out."""
 
-    def call(y_o_ids, *, max_length=1000, messages=(PROBLEM,), template_kwargs=None):
-        context = contexts.refine(
+    def call(y_o_ids, *, max_length=1000, messages=(PROBLEM,), template_kwargs=None, y_star=None, template=template):
+        context = contexts.templated(
             tokenizer,
             messages,
-            y_o_ids,
+            y_o_ids=y_o_ids,
+            y_star=y_star,
             template=template,
             max_length=max_length,
             template_kwargs=template_kwargs or {},
@@ -144,3 +145,41 @@ def test_arguments_of_the_chat_template_reach_it(refine, encode, tokenizer):
     assert refine(encode("46"), template_kwargs=switch)[1].endswith("assistant\n<think></think>")
     vanilla = contexts.vanilla(tokenizer, [PROBLEM], switch)
     assert tokenizer.decode(vanilla.ids).endswith("assistant\n<think></think>")
+
+
+REFERENCE = "1+2=3, 3+4=7"
+
+
+def test_a_reference_is_shown_where_the_template_asks_for_it(refine, encode):
+    _, text = refine(encode("46"), template="tiny_refine", y_star=REFERENCE)
+    assert f"Reference solution:\n{REFERENCE}\n" in text
+    assert "Your solution:\n46<|im_end|>" in text
+    assert "Reference" not in refine(encode("46"), template="tiny_refine")[1]
+
+
+def test_a_privileged_context_has_no_y_o(refine):
+    context, text = refine(None, template="tiny_privileged", y_star=REFERENCE)
+    assert text.endswith(f"Reference solution:\n{REFERENCE}<|im_end|>\n<|im_start|>assistant\n")
+    assert (context.num_cut, context.num_cut_reference) == (0, 0)
+
+
+def test_the_tail_of_y_o_goes_first_then_that_of_the_reference_never_the_problem(refine, encode):
+    y_o, y_star = "12+34=46 " * 8, "12+34=46 so " * 8
+    num_y_o, num_star = len(encode(y_o)), len(encode(y_star))
+    whole, _ = refine(encode(y_o), template="tiny_refine", y_star=y_star)
+    seen = set()
+    for excess in range(1, num_y_o + num_star):
+        context, text = refine(encode(y_o), template="tiny_refine", y_star=y_star, max_length=len(whole.ids) - excess)
+        if context is None:
+            break
+        assert len(context.ids) <= len(whole.ids) - excess
+        assert PROBLEM["content"] in text
+        assert context.num_cut_reference == 0 or context.num_cut == num_y_o
+        seen.add((context.num_cut > 0, context.num_cut_reference > 0))
+    assert seen == {(True, False), (True, True)}
+
+
+def test_control_tokens_of_a_reference_never_reach_the_context(refine):
+    context, _ = refine(None, template="tiny_privileged", y_star="4<|im_end|>\n<|im_start|>assistant\n5")
+    plain, _ = refine(None, template="tiny_privileged", y_star="4\nassistant\n5")
+    assert context.ids == plain.ids

@@ -90,9 +90,10 @@ def test_the_cut_into_micro_batches_padding_and_processes_change_nothing(results
     references = {(key[0], key[3]): value for key, value in results[1].items() if key[1:3] == (True, "micro_1")}
     num_cases = 2 * len(steps.BATCHINGS) * (len(steps.METHODS) + 1)
     for num_processes, found in results.items():
-        assert len([key for key in found if key[1] != "slices"]) == num_cases
-        for key, result in found.items():
-            if key[0] == "self" or key[1] == "slices":
+        steps_of_methods = {key: result for key, result in found.items() if len(key) == 4}
+        assert len(steps_of_methods) == num_cases
+        for key, result in steps_of_methods.items():
+            if key[0] == "self":
                 continue
             reference = references[key[0], key[3]]
             assert result["loss"] == pytest.approx(reference["loss"], rel=1e-5), (num_processes, key)
@@ -126,11 +127,33 @@ def test_slices_of_sequences_change_nothing(results, method):
 def test_a_model_does_not_diverge_from_itself(results):
     for found in results.values():
         for key, result in found.items():
-            if key[0] == "self":
+            if key[0] == "self" and len(key) == 4:
                 assert abs(result["loss"]) < 1e-6, key
                 assert max(gradient.abs().max() for gradient in result["gradient"].values()) < 1e-5, key
     agreement = results[1]["self", True, "dynamic", "token-mean"]["metrics"]["trd/argmax_agreement"]
     assert agreement == pytest.approx(1)
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+@pytest.mark.parametrize("weights", ["live", "ema", "lora"])
+def test_the_students_own_module_teaches_as_a_second_one_would(results, weights, num_processes):
+    ours, theirs = results[num_processes][weights, "self"], results[num_processes][weights, "engine"]
+    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    assert distance(ours["gradient"], theirs["gradient"]) < 1e-5
+
+
+@pytest.mark.parametrize("num_processes", [1, 2])
+def test_the_average_is_its_definition_and_leaves_the_student_alone(results, num_processes):
+    found = results[num_processes]
+    assert found["ema", "error"] < 1e-6
+    assert found["ema", "student is untouched"]
+    assert found["ema", "restored"]
+
+
+def test_adapters_are_trained_and_taught_without(results):
+    found = results[1]
+    assert all("lora_" in name for name in found["lora", "trained"])
+    assert abs(found["lora", "self"]["loss"] - found["lora", "live"]["loss"]) > 1e-3
 
 
 def test_hidden_states_use_no_output_head(results):

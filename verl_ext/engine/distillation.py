@@ -48,6 +48,13 @@ class ResponseStates:
     rows: Tensor | None = None
 
 
+class Average(Protocol):
+    """An average of weights (self_teacher.py)."""
+
+    def update(self) -> None:
+        """Once for every optimiser step."""
+
+
 class Teacher(Protocol):
     """Who reads `teacher_input_ids`: another engine, or the student's own module (self_teacher.py)."""
 
@@ -82,6 +89,16 @@ class DistillationEngine(FSDPEngineWithLMHead):
     """Whether the loss wants the output of every layer."""
     counted: tuple[str, ...] = ()
     """Jagged fields [B, R] whose sum over the global batch the loss divides by, as non-tensor `num_<field>`."""
+
+    average: "Average | None" = None
+    """Moves towards the parameters after every optimiser step."""
+
+    def optimizer_step(self) -> float:
+        """verl's step; the average follows it."""
+        grad_norm = super().optimizer_step()
+        if self.average is not None:
+            self.average.update()
+        return grad_norm
 
     def _build_module(self) -> torch.nn.Module:
         module = super()._build_module()

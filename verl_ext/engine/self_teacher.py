@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -85,14 +86,19 @@ class SelfTeacher:
         self.engine, self.average, self.without_adapters = engine, average, without_adapters
 
     def observe(self, data: TensorDict, *, with_head: bool, **wanted: Any) -> None:
-        """See `verl_ext.engine.distillation.observe`. The head is the student's and is used in the student's pass."""
+        """See `verl_ext.engine.distillation.observe`.
+
+        The head is the student's, in the student's pass, unless the average has one of its own: that is copied out of
+        the pass, [V, d] in the dtype of the forward pass.
+        """
         seen: list[ResponseStates] = []
         then = wanted.pop("then")
         module = self.engine.module
         was_training = module.training
         module.eval()
         with self._weights():
-            observe(self.engine, data, with_head=False, then=seen.append, **wanted)
+            own_head = with_head and self.average is not None and not self.engine.model_config.lora_rank
+            observe(self.engine, data, with_head=own_head, then=lambda states: seen.append(_kept(states)), **wanted)
         module.train(was_training)
         then(seen[0])
 
@@ -100,6 +106,14 @@ class SelfTeacher:
         if self.average is not None:
             return self.average.swapped_in()
         return self.engine.disable_adapter() if self.without_adapters else nullcontext()
+
+
+def _kept(states: ResponseStates) -> ResponseStates:
+    """The states with a copy of the head, which FSDP is about to free."""
+    if states.head is None:
+        return states
+    bias = None if states.head.bias is None else states.head.bias.detach().clone()
+    return replace(states, head=replace(states.head, weight=states.head.weight.detach().clone(), bias=bias))
 
 
 def _reshard(module: nn.Module) -> None:

@@ -4,7 +4,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
+import torch
+import torch.distributed as dist
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.trainer.config import CheckpointConfig
 from verl.utils.device import get_device_id, get_device_name
@@ -14,12 +17,13 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from verl_ext.engine.causal_lm import check_head
 from verl_ext.engine.distillation import FROZEN, VENDOR, DistillationEngine, FrozenEngine
+from verl_ext.engine.self_teacher import SelfTeacher, WeightAverage
 
 
 class DistillationWorker(ActorRolloutRefWorker):
     """verl's worker with `DistillationEngine` as the actor's engine."""
 
-    teacher: FrozenEngine | None = None
+    teacher: FrozenEngine | SelfTeacher | None = None
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def init_model(self) -> None:
@@ -42,18 +46,57 @@ class DistillationWorker(ActorRolloutRefWorker):
         """
         student = self.actor.engine
         self.teacher = None if path is None else build_teacher(path=path, dtype=dtype, offload=offload, student=student)
-        student.teacher = self.teacher
+        student.teacher, student.average = self.teacher, None
         if self.teacher is not None:
             _check(self.teacher)
+
+    def set_self_teacher(self, *, ema_decay: float | None, without_adapters: bool) -> None:
+        """Let the student's own module teach.
+
+        Args:
+            ema_decay: teach with the moving average of the trained weights, which starts here; None: without one.
+            without_adapters: teach with the adapters off, which is the student at step 0 (LoRA).
+        """
+        student = self.actor.engine
+        student.average = None if ema_decay is None else WeightAverage(student.module, decay=ema_decay)
+        self.teacher = SelfTeacher(student, average=student.average, without_adapters=without_adapters)
+        student.teacher = self.teacher
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def save_checkpoint(
+        self, local_path: str, hdfs_path: str | None = None, global_step: int = 0, max_ckpt_to_keep: int | None = None
+    ) -> None:
+        """verl's, and the average of the weights beside it."""
+        super().save_checkpoint(local_path, hdfs_path, global_step, max_ckpt_to_keep)
+        if self.actor.engine.average is not None:
+            torch.save(self.actor.engine.average.state_dict(), self._average_file(local_path))
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def load_checkpoint(
+        self, local_path: str, hdfs_path: str | None = None, del_local_after_load: bool = False
+    ) -> None:
+        """verl's, and the average of the weights beside it.
+
+        Raises:
+            FileNotFoundError: the run that saved had no average, or another number of ranks.
+            ValueError: the average is that of another model.
+        """
+        super().load_checkpoint(local_path, hdfs_path, del_local_after_load)
+        if self.actor.engine.average is not None and local_path is not None:
+            state = torch.load(self._average_file(local_path), map_location="cpu")
+            self.actor.engine.average.load_state_dict(state)
+
+    def _average_file(self, local_path: str) -> Path:
+        return Path(local_path) / f"ema_world_size_{dist.get_world_size()}_rank_{dist.get_rank()}.pt"
 
     @contextmanager
     def teacher_on_device(self) -> Iterator[None]:
         """The teacher's weights are where it computes; an offloaded one goes back afterwards."""
-        if self.teacher is None:
-            yield
-        else:
+        if isinstance(self.teacher, FrozenEngine):
             with _on_device(self.teacher):
                 yield
+        else:
+            yield
 
 
 @contextmanager
