@@ -69,7 +69,8 @@ snapshot() {
 
 # Two jobs in one run folder would destroy each other's checkpoints.
 claim_run_dir() {
-    local owner_file=$JOB_ROOT_DIR/owners/$(basename "$RUN_DIR")-$(realpath -m "$RUN_DIR" | cksum | cut -d ' ' -f 1) owner
+    local owner_file owner
+    owner_file=$JOB_ROOT_DIR/owners/$(basename "$RUN_DIR")-$(cksum <<<"$RUN_DIR" | cut -d ' ' -f 1)
     mkdir -p "$(dirname "$owner_file")"
     owner=$(cat "$owner_file" 2>/dev/null || true)
     if [ -n "$owner" ] && [ "$owner" != "$JOB" ] &&
@@ -159,7 +160,7 @@ supervise() {
             requested=2
             DEADLINE=$((SECONDS + SECONDS_LEFT - ${REQUEUE_MARGIN_S:-60}))
         fi
-        if [ "$requested" = 2 ] && [ "$SECONDS" -ge "$DEADLINE" ]; then
+        if [ "$requested" = 2 ] && [ "${ENVIRONMENT:-}" = BATCH ] && [ "$SECONDS" -ge "$DEADLINE" ]; then
             say_job "the step does not end in time"
             requeue
         fi
