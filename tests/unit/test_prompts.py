@@ -1,3 +1,5 @@
+import re
+
 import jinja2
 import pytest
 
@@ -5,6 +7,7 @@ from recipe.trd import prompts
 
 NAMED = sorted(path.stem for path in prompts.TEMPLATE_DIR.glob("*.jinja"))
 REFINE = [name for name in NAMED if name.endswith("refine")]
+PRIVILEGED = [name for name in NAMED if name.endswith("privileged")]
 
 
 @pytest.mark.parametrize("name", NAMED)
@@ -24,8 +27,24 @@ def test_refine_templates_show_the_rollout_once_and_need_no_reference(name):
     assert "eference" not in text
 
 
-def test_math_refine_asks_for_the_answer_where_the_reward_looks_for_it():
-    assert prompts.render("math_refine", problem="x", y_o="y").endswith("\\boxed{}.")
+@pytest.mark.parametrize("name", PRIVILEGED)
+def test_privileged_templates_show_the_rollout_only_where_they_rewrite_it(name):
+    text = prompts.render(name, problem="PROBLEM", y_o="ROLLOUT", y_star="REFERENCE")
+    assert text.count("ROLLOUT") == int("refine" in name)
+    assert text.count("REFERENCE") == text.count("PROBLEM") == 1
+    assert text.index("PROBLEM") < text.index("REFERENCE")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if not name.startswith("tiny")])
+def test_templates_ask_for_the_answer_where_the_reward_looks_for_it(name):
+    text = prompts.render(name, problem="x", y_o="y", y_star="z")
+    assert text.endswith("in one ```python block." if name.startswith("code") else "inside \\boxed{}.")
+
+
+@pytest.mark.parametrize("name", [name for name in PRIVILEGED if not name.startswith("tiny")])
+def test_privileged_templates_forbid_to_speak_of_the_reference(name):
+    text = prompts.render(name, problem="x", y_o="y", y_star="z").lower()
+    assert re.search(r"nothing may say or hint that a reference (or an earlier version )?exists", text)
 
 
 @pytest.mark.parametrize(
