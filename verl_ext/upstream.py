@@ -370,7 +370,9 @@ CONFIG_KEYS = {
 
 ADDED_KEYS = {
     "data.refine_template": "ours",
+    "data.privileged_template": "ours",
     "data.max_refine_length": "ours",
+    "data.reference_key": "ours",
     "data.reward_function": "ours",
     "actor_rollout_ref.rollout.enable_sleep_mode": "verl.workers.config.RolloutConfig",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": f"{_RUNNER}.init_agent_loop_manager",

@@ -108,3 +108,34 @@ def trd_run(launch, tmp_path_factory) -> Run:
     )
     assert run.wait() == 0, run.text()[-4000:]
     return run
+
+
+@pytest.fixture(scope="session")
+def fitted_bridge(world, tmp_path_factory):
+    """A bridge between student and teacher of the tiny world: its folder, and what the command printed."""
+    out = tmp_path_factory.mktemp("bridge") / "out"
+    overrides = {
+        "student": world / "student",
+        "teacher": world / "teacher",
+        "train_files": world / "train.parquet",
+        "out": out,
+        "num_prompts": 256,
+        "max_prompt_length": 64,
+        "max_response_length": 64,
+        "dtype": "float32",
+        "device": "cpu",
+        "batch_tokens": 4096,
+        "vllm": "{enforce_eager: true}",
+    }
+    environment = {
+        **os.environ,
+        "VERL_PLATFORM": "cpu",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    command = [sys.executable, "-m", "recipe.trd.fit_bridge", *(f"{key}={value}" for key, value in overrides.items())]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stdout[-4000:]
+    return out, ended.stdout

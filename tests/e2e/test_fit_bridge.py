@@ -1,10 +1,5 @@
 """A bridge between the tiny world's student (2 layers of 64) and teacher (4 of 128), fitted on real rollouts."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -14,42 +9,9 @@ from verl_ext.divergence import hidden_mse
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
 
-
-@pytest.fixture(scope="module")
-def fitted(world, tmp_path_factory):
-    """The folder of a bridge, and what the command printed."""
-    out = tmp_path_factory.mktemp("bridge") / "out"
-    overrides = {
-        "student": world / "student",
-        "teacher": world / "teacher",
-        "train_files": world / "train.parquet",
-        "out": out,
-        "num_prompts": 256,
-        "max_prompt_length": 64,
-        "max_response_length": 64,
-        "dtype": "float32",
-        "device": "cpu",
-        "batch_tokens": 4096,
-        "vllm": "{enforce_eager: true}",
-    }
-    environment = {
-        **os.environ,
-        "VERL_PLATFORM": "cpu",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
-    command = [sys.executable, "-m", "recipe.trd.fit_bridge", *(f"{key}={value}" for key, value in overrides.items())]
-    ended = subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
-    )
-    assert ended.returncode == 0, ended.stdout[-4000:]
-    return out, ended.stdout
-
-
-def test_maps_fit_and_are_for_this_pair(fitted, world):
-    out, terminal = fitted
+def test_maps_fit_and_are_for_this_pair(fitted_bridge, world):
+    out, terminal = fitted_bridge
     configs = {role: AutoConfig.from_pretrained(world / role) for role in ("student", "teacher")}
     bridge.check(out, **configs)
     loaded = bridge.load(out, device="cpu")
@@ -62,9 +24,9 @@ def test_maps_fit_and_are_for_this_pair(fitted, world):
         bridge.check(out, student=configs["teacher"], teacher=configs["teacher"])
 
 
-def test_second_stage_starts_where_the_first_ended(fitted, world):
+def test_second_stage_starts_where_the_first_ended(fitted_bridge, world):
     # On a solution that nothing was fitted on, through the loss that trains.
-    loaded = bridge.load(fitted[0], device="cpu")
+    loaded = bridge.load(fitted_bridge[0], device="cpu")
     tokenizer = AutoTokenizer.from_pretrained(world / "student")
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": "Compute 31-4+7"}], add_generation_prompt=True, tokenize=True, return_dict=False

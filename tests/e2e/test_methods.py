@@ -52,12 +52,12 @@ def twin(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tour(twin, bridge, tmp_path_factory):
+def tour(twin, fitted_bridge, tmp_path_factory):
     """Metrics of every method, {method: {name: value}}, from one run of method_tour.py."""
     folder = tmp_path_factory.mktemp("tour")
     own = {
         "oprd": [f"trd.teacher.engine.path={twin}"],
-        "oprd_bridge": [f"trd.objective.hidden.bridge={bridge}"],
+        "oprd_bridge": [f"trd.objective.hidden.bridge={fitted_bridge[0]}"],
         "trd_grpo": ["actor_rollout_ref.rollout.n=4"],
     }
     cases = {name: [*COMMON, f"method={name}", *own.get(name, [])] for name in METHODS}
