@@ -1,6 +1,7 @@
 """What is refused before anything starts: each mistake a user makes gives one line that names the key to change."""
 
 import copy
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -14,28 +15,26 @@ from recipe.trd import preflight
 from recipe.trd.schema import TrdConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("[!_]*.yaml"))
 TEACHER = "distillation.teacher_models.teacher_model"
-MAX_POSITIONS = 256
+MAX_POSITIONS, VOCAB = 256, 300
 
 
+@cache
 def compose_run(*overrides):
     with initialize_config_dir(str(CONFIGS), version_base=None):
         return compose("trd_trainer", overrides=["model=tiny", "data=tiny_world", "cluster=cpu", *overrides])
 
 
 @pytest.fixture(scope="module")
-def composed():
-    return compose_run("method=trd_opd")
-
-
-@pytest.fixture(scope="module")
 def save_model(tmp_path_factory, tokenizer):
     """Folder of a model as far as its configuration and tokenizer go."""
 
-    def save(tokenizer=tokenizer):
+    def save(tokenizer=tokenizer, **changes):
         folder = tmp_path_factory.mktemp("model")
-        sizes = {"vocab_size": 300, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
-        Qwen3Config(max_position_embeddings=MAX_POSITIONS, **sizes).save_pretrained(folder)
+        sizes = {"vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1}
+        sizes |= {"max_position_embeddings": MAX_POSITIONS}
+        Qwen3Config(**{**sizes, **changes}).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         return str(folder)
 
@@ -51,16 +50,17 @@ def model_path(save_model):
 def data_file(tmp_path):
     path = tmp_path / "train.parquet"
     row = {"prompt": [{"role": "user", "content": "1+1=?"}], "data_source": "x", "reward_model": {"ground_truth": "2"}}
+    row |= {"extra_info": {"reference_solution": "1+1=2"}}
     pd.DataFrame([row]).to_parquet(path)
     return str(path)
 
 
 @pytest.fixture
-def make_config(composed, model_path, data_file):
+def make_config(model_path, data_file):
     """A configuration that can run, but for the changes."""
 
-    def make(**changes):
-        config = copy.deepcopy(composed)
+    def make(method="trd_opd", **changes):
+        config = copy.deepcopy(compose_run(f"method={method}"))
         ready = {
             "actor_rollout_ref.model.path": model_path,
             f"{TEACHER}.model_path": model_path,
@@ -84,10 +84,11 @@ def refusal(config):
     return message
 
 
-def test_configuration_that_can_run_passes(make_config):
-    trd = preflight.check(make_config())
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "oprd_bridge"])
+def test_every_method_can_run(make_config, method):
+    trd = preflight.check(make_config(method))
     assert isinstance(trd, TrdConfig)
-    assert trd.method == "trd_opd"
+    assert trd.method == method
 
 
 def test_grpo_needs_no_teacher(model_path, data_file):
@@ -151,6 +152,10 @@ def test_teacher_that_ends_its_turns_differently(make_config, save_model, tokeni
     other.eos_token = "<|endoftext|>"
     message = refusal(make_config(**{f"{TEACHER}.model_path": save_model(other)}))
     assert message.startswith("student and teacher end a turn differently ('<|im_end|>' and '<|endoftext|>')")
+    assert "trd.teacher.eos_remap=True, by which the teacher's token counts as the student's" in message
+    for method in ("trd_opd", "opd_forward_kl"):
+        remapped = {f"{TEACHER}.model_path": save_model(other), "trd.teacher.eos_remap": True}
+        assert preflight.check(make_config(method, **remapped)).teacher.eos_remap
 
 
 @pytest.mark.parametrize(
@@ -227,6 +232,7 @@ def test_tools_are_refused_for_rewritten_trajectories(make_config):
         ("trainer.use_v1", False),
         ("trainer.v1.trainer_mode", "sync"),
         ("algorithm.use_kl_in_reward", True),
+        ("distillation.enabled", False),
         ("actor_rollout_ref.model.use_fused_kernels", True),
         ("actor_rollout_ref.rollout.agent.agent_loop_manager_class", None),
         ("actor_rollout_ref.rollout.calculate_log_probs", True),
@@ -250,6 +256,103 @@ def test_batch_that_cannot_be_cut_into_equal_parts(make_config):
     message = refusal(make_config(**changes, **{"actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu": 16}))
     assert message.startswith("ppo_mini_batch_size * rollout.n = 64 samples cannot be cut into micro-batches of 24")
     assert "set actor_rollout_ref.actor.use_dynamic_bsz=True" in message
+
+
+def test_server_is_there_where_the_method_needs_one(make_config):
+    for method, needed in (("trd_opd", True), ("opd_topk", True), ("opd_forward_kl", False), ("grpo", False)):
+        config = make_config(method)
+        preflight.check(config)
+        assert config.distillation.enabled is needed
+    assert refusal(make_config("opd_forward_kl", **{"distillation.enabled": True})).startswith(
+        "distillation.enabled=True does not go with method opd_forward_kl, which needs False"
+    )
+
+
+def test_task_reward_without_advantages(make_config):
+    message = refusal(make_config(**{"trd.objective.task_reward_coef": 0.5}))
+    assert message.startswith("trd.objective.task_reward_coef=0.5 needs advantages: set algorithm.adv_estimator=grpo")
+
+
+def test_mean_that_would_depend_on_the_longest_response(make_config):
+    mode = {"actor_rollout_ref.actor.loss_agg_mode": "seq-mean-token-sum-norm"}
+    message = refusal(make_config(**mode))
+    assert message.startswith("actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum-norm needs ")
+    assert "actor_rollout_ref.actor.loss_scale_factor" in message
+    preflight.check(make_config(**mode, **{"actor_rollout_ref.actor.loss_scale_factor": 64}))
+
+
+def test_teacher_in_the_trainer_is_named_by_its_own_key(make_config, tmp_path, model_path):
+    changes = {"trd.teacher.engine.path": str(tmp_path / "nothing")}
+    assert refusal(make_config("opd_jsd", **changes)).startswith(f"trd.teacher.engine.path={tmp_path / 'nothing'}: no ")
+    # Nobody asks for the server's model then.
+    alone = {"trd.teacher.engine.path": model_path, f"{TEACHER}.model_path": "nowhere"}
+    preflight.check(make_config("opd_jsd", **alone))
+    scorer = {"trd.teacher.scorer": "engine", "trd.objective.support": "full"}
+    both = refusal(make_config("trd_opd", **scorer, **alone))
+    assert both.startswith(f"{TEACHER}.model_path=nowhere: no model can be read there")
+
+
+def test_sequences_that_the_teacher_in_the_trainer_cannot_hold(make_config, save_model):
+    short = save_model(max_position_embeddings=95)
+    message = refusal(make_config("opd_forward_kl", **{"trd.teacher.engine.path": short}))
+    assert message.startswith(f"the teacher's context and the response need 96 tokens, and {short} has 95: lower ")
+    preflight.check(
+        make_config("opd_forward_kl", **{"trd.teacher.engine.path": save_model(max_position_embeddings=96)})
+    )
+    refine = {"trd.teacher.engine.path": save_model(max_position_embeddings=191), "trd.teacher.context": "refine"}
+    message = refusal(make_config("opd_forward_kl", **refine))
+    assert "the teacher's context and the response need 192 tokens" in message
+    assert "trd.rewrite.max_prompt_length" in message
+
+
+def test_micro_batches_that_the_teachers_sequences_do_not_fit(make_config):
+    actor = "actor_rollout_ref.actor"
+    sizes = {f"{actor}.use_dynamic_bsz": True, f"{actor}.ppo_max_token_len_per_gpu": 191}
+    sizes |= {"actor_rollout_ref.rollout.log_prob_use_dynamic_bsz": True, "trd.teacher.context": "refine"}
+    message = refusal(make_config("opd_forward_kl", **sizes))
+    assert message.startswith(f"{actor}.ppo_max_token_len_per_gpu=191 is less than the 192 tokens of the teacher's ")
+    preflight.check(make_config("opd_forward_kl", **{**sizes, f"{actor}.ppo_max_token_len_per_gpu": 192}))
+    # The student's own sequences are shorter: another scorer needs no more.
+    preflight.check(make_config("opd_topk", **{**sizes, "trd.teacher.context": "vanilla"}))
+
+
+@pytest.mark.parametrize("method", ["trd_opd", "opd_forward_kl"])
+def test_heads_of_other_size(make_config, save_model, tokenizer, method):
+    num_tokens = len(tokenizer)
+    assert num_tokens <= VOCAB
+    for rows in (num_tokens, VOCAB + 20):
+        preflight.check(make_config(method, **{f"{TEACHER}.model_path": save_model(vocab_size=rows)}))
+    message = refusal(make_config(method, **{f"{TEACHER}.model_path": save_model(vocab_size=num_tokens - 1)}))
+    assert message.startswith(
+        f"the output heads of student and teacher have {VOCAB} and {num_tokens - 1} rows for a tokenizer of "
+        f"{num_tokens} tokens: the smaller one lacks tokens"
+    )
+
+
+def test_top_k_of_the_second_term(make_config):
+    assert "top_k=301 exceeds the vocabulary of 300" in refusal(
+        make_config("eopd", **{"trd.objective.plus.top_k": 301})
+    )
+
+
+@pytest.mark.parametrize("sizes", [{"num_hidden_layers": 2}, {"hidden_size": 32}])
+def test_hidden_states_that_cannot_be_compared(make_config, save_model, sizes):
+    message = refusal(make_config("oprd", **{f"{TEACHER}.model_path": save_model(**sizes)}))
+    layers, size = sizes.get("num_hidden_layers", 1), sizes.get("hidden_size", 16)
+    assert message.startswith(
+        "hidden_mse compares layer by layer, but the student has 1 layers of 16 and the "
+        f"teacher {layers} of {size}: choose method=oprd_bridge"
+    )
+    # Beside a distribution too; without hidden states sizes do not matter.
+    beside = {f"{TEACHER}.model_path": save_model(**sizes), "trd.objective.plus.divergence": "hidden_mse"}
+    assert refusal(make_config("opd_jsd", **beside)).startswith("hidden_mse compares layer by layer")
+    preflight.check(make_config("opd_jsd", **{f"{TEACHER}.model_path": save_model(**sizes)}))
+
+
+def test_bridge_that_is_not_there(make_config, tmp_path):
+    assert refusal(make_config("oprd_bridge")).startswith("trd.objective.hidden.bridge is not set")
+    message = refusal(make_config("oprd_bridge", **{"trd.objective.hidden.bridge": str(tmp_path)}))
+    assert message.startswith(f"{tmp_path} holds no bridge")
 
 
 @pytest.mark.parametrize(("platform", "device"), [("", "cpu"), ("nvidia", "cpu"), ("cpu", "cuda")])

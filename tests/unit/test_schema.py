@@ -48,9 +48,13 @@ def refusal(changes, method="trd_opd"):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_are_valid_and_know_whose_path_they_take(method):
-    config = build({}, method)
+    config = build({"objective.hidden.bridge": "maps"} if method == "oprd_bridge" else {}, method)
     assert isinstance(config, TrdConfig)
     assert config.upstream is (method in ("grpo", "opd"))
+
+
+def test_maps_between_models_have_to_be_named():
+    assert refusal({}, "oprd_bridge").startswith("trd.objective.hidden.bridge is not set: give the folder of maps")
 
 
 @pytest.mark.parametrize(
@@ -80,8 +84,8 @@ def test_task_reward_on_y_o_needs_no_second_row():
     ("key", "value", "allowed"),
     [
         ("trajectory", "y_star", "y_o, y_r"),
-        ("teacher.weights", "internal", "external, none"),
-        ("teacher.context", "y_o", "refine, vanilla"),
+        ("teacher.weights", "internal", "external, frozen, ema, live, none"),
+        ("teacher.context", "y_o", "refine, vanilla, privileged"),
         ("teacher.scorer", "server", "generation, prefill, engine, none"),
         ("teacher.engine.dtype", "int8", "bf16, fp16, fp32"),
         ("rewrite.fallback", "drop", "y_o, mask"),
