@@ -216,8 +216,8 @@ def accuracy(output: AgentLoopOutput) -> float | None:
 
 
 def _as_sample(output: AgentLoopOutput) -> TrainingSample:
-    """The same fields set, nothing else: verl writes only those."""
-    return TrainingSample(**{name: getattr(output, name) for name in output.model_fields_set})
+    """The same fields set, nothing else: verl writes only those, and what was put into a default of extra_fields."""
+    return TrainingSample(**{name: getattr(output, name) for name in {*output.model_fields_set, "extra_fields"}})
 
 
 def _copy(sample: TrainingSample) -> TrainingSample:
