@@ -10,7 +10,7 @@ import re
 import textwrap
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -184,40 +184,38 @@ def _blocks(text: str) -> list[tuple[str, str]]:
     return [(language, "\n".join(lines)) for language, lines in blocks]
 
 
-def grade(program: str, tests: ProgramTests, options: Options) -> list[Verdict]:
-    """Verdict on each test, in order; ends behind the first timeout where programs run here.
+def grade(program: str, tests: ProgramTests, options: Options, *, stop_at_failure: bool = False) -> list[Verdict]:
+    """Verdict on each test, in order; ends behind the first timeout, or behind the first test that does not pass.
 
     Raises:
         SandboxError: programs cannot be run.
     """
-    source, stdins = tests.source(program), [case.stdin for case in tests.cases]
-    run = _run_remotely if options.sandbox_fusion_url else _run_here
-    # The service may have run what lies behind a timeout; it does not count there either.
+    source = tests.source(program)
+    if options.sandbox_fusion_url:
+        # The service runs all of them at once.
+        runs: Iterable[Run] = _run_remotely(source, [case.stdin for case in tests.cases], options)
+    else:
+        runs = (_run_here(source, case.stdin, options) for case in tests.cases)
     verdicts = []
-    for case, done in zip(tests.cases, run(source, stdins, options), strict=False):
-        if done.outcome is sandbox.Outcome.DONE:
-            right = tests.is_right(case, done.stdout, options.tolerance)
+    for case, run in zip(tests.cases, runs, strict=False):
+        if run.outcome is sandbox.Outcome.DONE:
+            right = tests.is_right(case, run.stdout, options.tolerance)
             verdicts.append(Verdict.PASSED if right else Verdict.WRONG)
         else:
-            verdicts.append(Verdict(done.outcome.value))
-        if verdicts[-1] is Verdict.TIMEOUT:
+            verdicts.append(Verdict(run.outcome.value))
+        if verdicts[-1] is Verdict.TIMEOUT or (stop_at_failure and verdicts[-1] is not Verdict.PASSED):
             break
     return verdicts
 
 
-def _run_here(source: str, stdins: Sequence[str], options: Options) -> list[Run]:
+def _run_here(source: str, stdin: str, options: Options) -> Run:
     limits = sandbox.Limits(
         cpu_s=options.timeout_s, wall_s=_WALL_FACTOR * options.timeout_s, memory_mb=options.memory_mb
     )
-    runs = []
-    for stdin in stdins:
-        with _slots:
-            result = sandbox.run(source, stdin, limits)
-        _say_which_fences(result.layers)
-        runs.append(Run(result.outcome, result.stdout))
-        if result.outcome is sandbox.Outcome.TIMEOUT:
-            break
-    return runs
+    with _slots:
+        result = sandbox.run(source, stdin, limits)
+    _say_which_fences(result.layers)
+    return Run(result.outcome, result.stdout)
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Grades programs with the public graders, EvalPlus and LiveCodeBench, where they are installed. Both run as they are.
+"""Grades programs: with the public graders of their sets, EvalPlus and LiveCodeBench, or as the reward of training.
 
-Programs of a model are code that nobody has read: both graders run them in processes with time limits, in no sandbox.
-Use a container or a virtual machine.
+Programs of a model are code that nobody has read. The public graders run as they are, and run programs in processes
+with time limits, in no sandbox: use a container or a virtual machine. All other problems bring tests, which run in ours.
 """
 
 import importlib.util
@@ -12,10 +12,12 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recipe.trd import code_reward, program_tests, sandbox
 from recipe.trd.evaluate import pool, store
 from recipe.trd.evaluate.store import Key
 from recipe.trd.evaluate.suites import Problem
@@ -26,6 +28,9 @@ EVALPLUS = {"humaneval_plus": "humaneval", "mbpp_plus": "mbpp"}
 """`data_source` to EvalPlus's name of the set."""
 
 LIVECODEBENCH = "livecodebench"
+
+TESTS = "tests"
+"""Problems whose ground truth is tests: TACO, APPS, rows of one's own."""
 
 _PACKAGE = {"evalplus": "evalplus", LIVECODEBENCH: "lcb_runner"}
 _HOW_TO_INSTALL = {
@@ -66,18 +71,21 @@ def last_program(text: str) -> str:
 
 
 def grader_of(problem: Problem) -> str:
-    """Name of the grader: `evalplus/<set>` or `livecodebench`.
+    """Name of the grader: `evalplus/<set>`, `livecodebench` or `tests`.
 
     Raises:
-        ValueError: neither knows the problem.
+        ValueError: the first two do not know the problem, and it brings no tests.
     """
     if problem.data_source in EVALPLUS:
         return f"evalplus/{EVALPLUS[problem.data_source]}"
     if problem.data_source.startswith(LIVECODEBENCH):
         return LIVECODEBENCH
+    # Tests may be megabytes, and this is asked for every sample: they are read when they are run.
+    if isinstance(problem.ground_truth, str) and re.search('"inputs"|"assert_case"', problem.ground_truth):
+        return TESTS
     raise ValueError(
         f"no grader for programs of {problem.data_source!r}: EvalPlus grades {' and '.join(EVALPLUS)}, "
-        f"LiveCodeBench {LIVECODEBENCH}"
+        f"LiveCodeBench {LIVECODEBENCH}, and the ground truth of others must be tests with inputs or assert_case"
     )
 
 
@@ -85,8 +93,14 @@ def check_installed(name: str) -> None:
     """Refuse before sampling what could not be graded after it.
 
     Raises:
-        ValueError: the grader is not installed; the message says how to install it.
+        ValueError: the grader is not installed, or no sandbox works here; the message says what to do.
     """
+    if name == TESTS:
+        try:
+            sandbox.check()
+        except sandbox.SandboxError as error:
+            raise ValueError(str(error)) from error
+        return
     grader = name.partition("/")[0]
     if importlib.util.find_spec(_PACKAGE[grader]) is None:
         raise ValueError(
@@ -103,11 +117,34 @@ def grade(
     Raises:
         RuntimeError: the grader failed as a whole.
     """
+    if name == TESTS:
+        return _by_tests(texts, problems, workers, timeout_s)
     programs = {key: last_program(text) for key, text in texts.items()}
     with tempfile.TemporaryDirectory(prefix="grading-") as folder:
         if name == LIVECODEBENCH:
             return _livecodebench(programs, problems, Path(folder), workers, timeout_s)
         return _evalplus(name.partition("/")[2], programs, problems, Path(folder), workers)
+
+
+def _by_tests(
+    texts: Mapping[Key, str], problems: Mapping[str, Problem], workers: int, timeout_s: float
+) -> dict[Key, Verdict]:
+    """As the reward of training grades, but on all tests of a problem, and in order up to the first that fails."""
+    options = code_reward.Options(max_tests=None, timeout_s=max(1, round(timeout_s)))
+
+    def verdict(item: tuple[Key, str]) -> tuple[Key, Verdict]:
+        key, text = item
+        program = code_reward.last_program(text)
+        if not program:
+            return key, Verdict(False, "", error="no program in the response")
+        tests = program_tests.read(problems[key[0]].ground_truth)
+        last = code_reward.grade(program, tests, options, stop_at_failure=True)[-1]
+        late = last is code_reward.Verdict.TIMEOUT
+        outcome = pool.Outcome.TIMEOUT if late else pool.Outcome.DONE
+        return key, Verdict(last is code_reward.Verdict.PASSED, program, outcome)
+
+    with ThreadPoolExecutor(workers) as threads:
+        return dict(threads.map(verdict, sorted(texts.items())))
 
 
 def _evalplus(
