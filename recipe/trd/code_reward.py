@@ -82,6 +82,8 @@ class Options:
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"reward_kwargs.{name}={value!r} must be a whole number of at least 1")
+        if not isinstance(self.tolerance, int | float) or self.tolerance < 0:
+            raise ValueError(f"reward_kwargs.tolerance={self.tolerance!r} must be a number of at least 0")
         if self.score not in ("all", "fraction"):
             raise ValueError(f"reward_kwargs.score={self.score!r} must be all or fraction")
 

@@ -214,7 +214,9 @@ def test_tests_that_cannot_be_read_are_an_error_that_names_the_row(ground_truth,
         compute_score("taco", "", ground_truth, {"index": 17})
 
 
-@pytest.mark.parametrize("options", [{"max_test": 3}, {"timeout_s": 0}, {"timeout_s": 0.5}, {"score": "some"}])
+@pytest.mark.parametrize(
+    "options", [{"max_test": 3}, {"timeout_s": 0}, {"timeout_s": 0.5}, {"score": "some"}, {"tolerance": "1e-6"}]
+)
 def test_options_that_are_unknown_or_impossible_are_errors(options):
     with pytest.raises((TypeError, ValueError), match=next(iter(options))):
         score(SUM, SUMS, **options)

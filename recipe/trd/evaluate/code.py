@@ -1,7 +1,7 @@
 """Grades programs: with the public graders of their sets, EvalPlus and LiveCodeBench, or as the reward of training.
 
 Programs of a model are code that nobody has read. The public graders run as they are, and run programs in processes
-with time limits, in no sandbox: use a container or a virtual machine. All other problems bring tests, which run in ours.
+with time limits, in no sandbox: use a container or a virtual machine. Other problems bring tests, which run in ours.
 """
 
 import importlib.util
