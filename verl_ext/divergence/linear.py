@@ -133,7 +133,8 @@ class _LinearDivergence(torch.autograd.Function):
         if scale.device.type != "cpu" or scale.item() != 1:
             for gradient in gradients:
                 if gradient is not None:
-                    gradient.mul_(scale.to(gradient.dtype))
+                    # Not rounded to a bfloat16 gradient's type first: that would shift all rows alike.
+                    gradient.mul_(scale)
         return *gradients, None
 
 
