@@ -1,4 +1,4 @@
-"""Programs that mean harm, run for real."""
+"""Programs that mean harm, run for real. Where a fence failed, none would do any: signals are 0, bombs are small."""
 
 import os
 import re
@@ -105,7 +105,7 @@ def test_a_program_that_waits_is_ended_by_wall_time():
         ("import ctypes\nctypes.string_at(0)", "SIGSEGV"),
         ("def f(): f()\nf()", "RecursionError"),
         ("x = bytearray(10 ** 9)", "MemoryError"),
-        ("x = []\nwhile True: x.append(bytearray(10 ** 6))", "MemoryError"),
+        ("x = []\nfor _ in range(1000): x.append(bytearray(10 ** 6))", "MemoryError"),
         ("import mmap\nx = mmap.mmap(-1, 10 ** 9)", "Cannot allocate memory"),
     ],
 )
@@ -140,7 +140,7 @@ def test_no_process_can_be_started(layers):
         "import os; os.system('true') == 0 or 1 / 0",
         "import os; os.execv('/bin/true', ['true'])",
         "import multiprocessing; multiprocessing.Process(target=print).start()",
-        "import ctypes; ctypes.CDLL(None).fork() > 0 or 1 / 0",
+        "import ctypes; ctypes.CDLL(None).fork() >= 0 or 1 / 0",
         "import ctypes; ctypes.CDLL(None).syscall(435, bytes(88), 88) > 0 or 1 / 0",
     )
     assert [line for line in said if line.startswith("did it")] == []
@@ -155,7 +155,7 @@ def _command_of(pid):
 
 
 def test_a_fork_bomb_is_one_process():
-    bomb = "import os\ncount = 0\nfor _ in range(10_000):\n    try: os.fork(); count += 1\n    except OSError: pass\n"
+    bomb = "import os\ncount = 0\nfor _ in range(4):\n    try: os.fork(); count += 1\n    except OSError: pass\n"
     assert run(bomb + "print(count)", "", PATIENT).stdout == "0\n"
 
 
@@ -163,7 +163,7 @@ def test_threads_work_up_to_their_limit():
     deep = "def f(n): return n and 1 + f(n - 1)"
     program = f"import sys, threading\nsys.setrecursionlimit(10 ** 6)\nthreading.stack_size(2 ** 26)\n{deep}\n"
     assert run(program + "t = threading.Thread(target=lambda: print(f(20_000)))\nt.start()", "", PATIENT).stdout
-    bomb = "import threading, time\nthreading.stack_size(2 ** 15)\nwhile True:\n"
+    bomb = "import threading, time\nthreading.stack_size(2 ** 15)\nfor _ in range(200):\n"
     result = run(bomb + "    threading.Thread(target=time.sleep, args=(9,)).start()", "", PATIENT)
     assert (result.outcome, result.reason) == (Outcome.CRASH, "more than 32 threads")
 
@@ -171,17 +171,17 @@ def test_threads_work_up_to_their_limit():
 def test_nobody_else_gets_a_signal(layers):
     me = os.getpid()
     said = attempt(
-        f"import os, signal; os.kill({me}, signal.SIGTERM)",
-        "import os; os.kill(os.getppid(), 9)",
-        "import os; os.kill(0, 9)",
-        "import os; os.kill(-1, 9)",
-        f"import os; os.killpg({os.getpgid(me)}, 9)",
-        f"import os, signal; signal.pidfd_send_signal(os.pidfd_open({me}), 9)",
+        f"import os; os.kill({me}, 0)",
+        "import os; os.kill(os.getppid(), 0)",
+        "import os; os.kill(0, 0)",
+        "import os; os.kill(-1, 0)",
+        f"import os; os.killpg({os.getpgid(me)}, 0)",
+        f"import os, signal; signal.pidfd_send_signal(os.pidfd_open({me}), 0)",
         # The kernel would send the signal when the pipe has something to read.
         f"import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, {me})",
-        f"import resource; resource.prlimit({me}, resource.RLIMIT_CPU, (1, 1))",
-        f"import os; os.setpriority(os.PRIO_PROCESS, {me}, 19)",
-        f"import os; os.sched_setaffinity({me}, [0])",
+        f"import resource; resource.prlimit({me}, resource.RLIMIT_CORE, (0, 0))",
+        f"import os; os.setpriority(os.PRIO_PROCESS, {me}, os.getpriority(os.PRIO_PROCESS, {me}))",
+        f"import os; os.sched_setaffinity({me}, os.sched_getaffinity({me}))",
         "import os; os.kill(os.getpid(), 0)",
     )
     assert said[:-1] == ["PermissionError"] * 10
