@@ -317,7 +317,7 @@ def step(world, parts):
         got = linear_divergence(
             student=dataclasses.replace(student, hidden=student.hidden[rows]),
             teacher=dataclasses.replace(teacher, hidden=teacher.hidden[rows]),
-            tokens=Tokens(**{name: value[rows] for name, value in vars(tokens).items()}),
+            tokens=Tokens(**{name: value[rows] for name, value in vars(tokens).items() if value is not None}),
             objective=Objective(terms=(Term(divergence="reverse_kl", support="full"),)),
         )
         got.loss.backward()
