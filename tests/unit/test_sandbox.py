@@ -307,9 +307,11 @@ def test_nothing_is_left_open():
     assert os.listdir("/proc/self/fd") == opened
 
 
-def test_program_dies_with_the_process_that_started_it():
+def test_program_dies_with_the_process_that_started_it(tmp_path):
     caller = "from recipe.trd import sandbox\nsandbox.run('import time; time.sleep(100)')"
-    with subprocess.Popen([sys.executable, "-c", caller]) as process:
+    # What is left over when a caller is killed is an empty folder.
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen([sys.executable, "-c", caller], env=environment) as process:
         children = []
         deadline = time.monotonic() + 60
         while not children and time.monotonic() < deadline:
