@@ -1,7 +1,8 @@
-"""Everything of verl and vLLM that this repository overrides or leans on, as data.
+"""Everything of verl, vLLM and transformers that this repository overrides or leans on, as data.
 
 `tests/contract/test_upstream.py` checks every entry by import, so an upgrade fails there, with a sentence, and not in
-the middle of a run. Nothing here imports verl or vLLM. What only a whole run shows is left to `tests/e2e`.
+the middle of a run. Nothing here imports verl or vLLM. What only a whole run shows is left to `tests/e2e`; what only a
+source shows is in upstream_texts.py, and configuration keys are in upstream_config.py.
 """
 
 from dataclasses import dataclass
@@ -44,17 +45,6 @@ class Attribute:
     why: str
 
 
-@dataclass(frozen=True)
-class Text:
-    """A name that only exists inside the source: a key, a file, an environment variable, the shape of a call."""
-
-    path: str
-    """Dotted path of the function, method, class or module whose source has to contain it."""
-    text: str
-    """With every run of white space as one space."""
-    why: str
-
-
 _TRAINER = "verl.trainer.ppo.v1.trainer_sync.PPOTrainerSync"
 _RUNNER = "verl.trainer.main_ppo.TaskRunnerV1"
 _WORKER = "verl.workers.engine_workers.ActorRolloutRefWorker"
@@ -66,6 +56,8 @@ _SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server.vLLMHttpServer"
 _REPLICA = "verl.workers.rollout.vllm_rollout.vllm_async_server.vLLMReplica"
 _TRANSFER = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer.BucketedWeightSender"
 _ENGINE = "verl.workers.engine.fsdp.transformer_impl"
+_FSDP, _LM = f"{_ENGINE}.FSDPEngine", f"{_ENGINE}.FSDPEngineWithLMHead"
+_REGISTRY = "verl.workers.engine.base.EngineRegistry"
 _TEACHERS = "verl.experimental.teacher_loop"
 _DECORATOR = "verl.single_controller.base.decorator"
 _REPLICAS = "verl.workers.rollout.replica"
@@ -98,15 +90,48 @@ _EXTENDED = (
     (
         _WORKER,
         "recipe.trd.worker.TrdWorker",
-        {"init_model": "hands our loss to the engine", "update_actor": "student at temperature 1"},
+        {
+            "init_model": "hands our loss to the engine",
+            "update_actor": "adds masks; student at temperature 1",
+            "compute_log_prob": "at temperature 1",
+        },
     ),
+    (
+        _WORKER,
+        "verl_ext.engine.worker.DistillationWorker",
+        {
+            "init_model": "chooses our engine",
+            "save_checkpoint": "saves the average of the weights",
+            "load_checkpoint": "takes it up again",
+        },
+    ),
+    (
+        _LM,
+        "verl_ext.engine.distillation.DistillationEngine",
+        {
+            "_build_module": "teaches the model to hand over hidden states",
+            "forward_backward_batch": "counts masks over the global batch, sizes micro-batches by the longer context",
+            "forward_step": "calls the loss inside the forward pass",
+            "optimizer_step": "moves the average of the weights",
+        },
+    ),
+    (
+        _LM,
+        "verl_ext.engine.distillation.FrozenEngine",
+        {
+            "_build_module": "freezes the weights",
+            "_build_optimizer": "there is none",
+            "_build_lr_scheduler": "there is none",
+        },
+    ),
+    (_OUTPUT, "recipe.trd.agent_loop.TrainingSample", {"as_dict": "makes columns of the teacher's tokens"}),
     (
         _AGENT_WORKER,
         "recipe.trd.agent_loop.TrdAgentLoopWorker",
         {
             "__init__": "builds the teacher",
             "_agent_loop_postprocess": "rewrites a finished rollout",
-            "_compute_teacher_logprobs": "the teacher's rows under its own context",
+            "_compute_teacher_logprobs": "does nothing: the teacher was asked before",
         },
     ),
     (_AGENT_MANAGER, "recipe.trd.agent_loop.TrdAgentLoopManager", {"__init__": "puts in our worker"}),
@@ -119,9 +144,6 @@ OVERRIDES = (
         Override(f"{theirs}.{name}", f"{ours}.{name}", why)
         for theirs, ours, methods in _EXTENDED
         for name, why in methods.items()
-    ),
-    Override(
-        f"{_LOSSES}.distillation_ppo_loss", "recipe.trd.objective.trd_loss", "the loss that the engine calls twice"
     ),
     Override(
         "vllm.model_executor.layers.utils.dispatch_cpu_unquantized_gemm",
@@ -162,15 +184,7 @@ SYMBOLS = {
     "recipe/trd/objective.py": (
         Symbol(f"{_LOSSES}.DistillationLossSettings(names, use_topk)", "says what the loss needs"),
         Symbol(f"{_LOSSES}.register_distillation_loss(loss_settings)", "makes loss_mode=trd known"),
-        Symbol(
-            "verl.trainer.ppo.core_algos.agg_loss(loss_mat, loss_mask, loss_agg_mode, dp_size, batch_num_tokens, "
-            "global_batch_size, loss_scale_factor)",
-            "reduces over the global batch",
-        ),
         Symbol("verl.utils.metric.Metric(aggregation, value)", "sums over ranks"),
-        Symbol("verl.workers.utils.padding.no_padding_2_padding(tensor, data)", "response rows of packed values"),
-        Symbol("verl.utils.ulysses.slice_input_tensor(x, dim)", "this rank's slice of a sequence"),
-        Symbol("verl.utils.ulysses.get_ulysses_sequence_parallel_world_size()", "whether sequences are sliced"),
         Symbol("verl.workers.config.ActorConfig(loss_agg_mode, loss_scale_factor)", "how losses are averaged"),
     ),
     "recipe/trd/advantage.py": (
@@ -179,8 +193,40 @@ SYMBOLS = {
     "recipe/trd/worker.py": (
         Symbol("verl.workers.engine_workers.TrainingWorker.set_loss_fn(loss_fn)", "hands our loss to the engine"),
         Symbol("verl.utils.tensordict_utils.assign_non_tensor(tensor_dict, kwargs)", "sets the temperature of a batch"),
+        Symbol("verl.utils.tensordict_utils.get(tensordict, key)", "the metrics of an update"),
         Symbol(f"{_DECORATOR}.register(dispatch_mode)", "callable from the trainer"),
         Symbol(f"{_DECORATOR}.make_nd_compute_dataproto_dispatch_fn(mesh_name)", "splits a batch"),
+    ),
+    "verl_ext/engine/distillation.py": (
+        Symbol(f"{_REGISTRY}.register(model_type, backend, device, vendor)", "makes our engines known"),
+        Symbol(f"{_LM}.prepare_model_inputs(micro_batch)", "packed, padded or sliced inputs, also the teacher's"),
+        Symbol(f"{_FSDP}.get_data_parallel_group()", "counts tokens over the global batch"),
+        Symbol(
+            "verl.utils.ulysses.gather_outputs_and_unpad(x, gather_dim, unpad_dim, padding_size, grad_scaler)",
+            "the teacher's rows of sliced sequences",
+        ),
+        Symbol("verl.utils.tensordict_utils.assign_non_tensor(tensor_dict, kwargs)", "settings of a micro-batch"),
+        Symbol("verl.utils.tensordict_utils.get_non_tensor_data(data, key, default)", "settings of a micro-batch"),
+        Symbol("verl.utils.metric.Metric(aggregation, value)", "metrics of a micro-batch"),
+        Symbol("verl.utils.metric.Metric.aggregate_dp(metric_lists)", "averages over ranks that share sequences"),
+        Symbol("verl.utils.device.get_device_id()", "where a micro-batch goes"),
+        Symbol("verl.utils.device.get_device_name()", "autocast"),
+    ),
+    "verl_ext/engine/self_teacher.py": (Symbol(f"{_FSDP}.disable_adapter()", "the student at step 0"),),
+    "verl_ext/engine/worker.py": (
+        Symbol(f"{_REGISTRY}.new(model_type, backend, args, kwargs)", "builds the teacher"),
+        Symbol(f"{_FSDP}.initialize()", "builds the teacher"),
+        Symbol(f"{_FSDP}.to(device, model, optimizer, grad)", "offloads the teacher"),
+        Symbol("verl.trainer.config.CheckpointConfig(save_contents, load_contents)", "a teacher saves nothing"),
+        Symbol(
+            "verl.workers.config.HFModelConfig(path, trust_remote_code, external_lib, override_config, "
+            "use_remove_padding, enable_gradient_checkpointing)",
+            "the teacher's model",
+        ),
+    ),
+    "verl_ext/engine/causal_lm.py": (
+        Symbol("transformers.PreTrainedModel.get_output_embeddings()", "the output head"),
+        Symbol("transformers.PreTrainedConfig.get_text_config()", "what a model does to its logits"),
     ),
     "verl_ext/topk_server.py": (
         Symbol(f"{_REPLICAS}.RolloutReplicaRegistry.register(name, loader)", "replaces vLLM's replica"),
@@ -241,10 +287,7 @@ ATTRIBUTES = {
     "recipe/trd/agent_loop.py": (
         Attribute(f"{_AGENT_WORKER}.config", "reads the trd node"),
         Attribute(f"{_AGENT_WORKER}.teacher_client", "asks the teacher"),
-        Attribute(f"{_AGENT_WORKER}.teacher_server_manager", "where the teacher lies"),
-        Attribute(
-            f"{_TEACHERS}.teacher_manager.AsyncTeacherLLMServerManager.teacher_model_configs", "where the teacher lies"
-        ),
+        Attribute(f"{_AGENT_WORKER}.llm_client", "asks the student's server"),
         Attribute(f"{_AGENT_MANAGER}.agent_loop_workers_class", "puts in our worker"),
     ),
     "recipe/trd/worker.py": (
@@ -252,6 +295,21 @@ ATTRIBUTES = {
         Attribute(f"{_WORKER}.loss_fn", "its configurations are passed on"),
         Attribute(f"{_DECORATOR}.Dispatch.ONE_TO_ALL", "init_model"),
     ),
+    "verl_ext/engine/distillation.py": (
+        Attribute(f"{_FSDP}.module", "the model behind FSDP"),
+        Attribute(f"{_FSDP}._autocast_dtype", "precision of the forward pass"),
+        Attribute(f"{_FSDP}.use_ulysses_sp", "whether sequences are sliced"),
+        Attribute(f"{_FSDP}.ulysses_sequence_parallel_size", "how often"),
+        Attribute(f"{_FSDP}.ulysses_parallel_group", "which slice is this rank's"),
+    ),
+    "verl_ext/engine/worker.py": (
+        Attribute("verl.workers.engine_workers.TrainingWorker.engine", "the student's engine"),
+        Attribute(f"{_WORKER}.actor", "the student's engine"),
+        Attribute(f"{_FSDP}.model_config", "the teacher shares settings"),
+        Attribute(f"{_FSDP}.engine_config", "the teacher is sharded in the student's way"),
+        Attribute(f"{_FSDP}.is_param_offload_enabled", "where the teacher's weights lie"),
+    ),
+    "verl_ext/engine/causal_lm.py": (Attribute("transformers.PreTrainedModel.base_model", "the model without head"),),
     "verl_ext/topk_server.py": (
         Attribute(f"{_REPLICA}.server_class", "is replaced for teachers"),
         Attribute(f"{_REPLICA}.is_teacher_model", "which replicas are teachers"),
@@ -270,122 +328,3 @@ ATTRIBUTES = {
     "recipe/trd/objective.py": (Attribute("verl.utils.metric.AggregationType.SUM", "sums over ranks"),),
 }
 """By the file of ours that uses them."""
-
-TEXTS = {
-    "recipe/trd/objective.py": (
-        Text(f"{_TRAINER}._update_actor", "distillation_use_topk", "the engine calls the loss twice"),
-        Text(f"{_TRAINER}._update_actor", "global_batch_size", "denominator of sequence means"),
-        Text(f"{_ENGINE}.FSDPEngine.forward_backward_batch", "batch_num_tokens=", "denominator"),
-        Text(f"{_ENGINE}.FSDPEngine.forward_backward_batch", "dp_size=", "ranks are averaged"),
-        Text(
-            f"{_ENGINE}.FSDPEngineWithLMHead.prepare_model_outputs",
-            "logits_processor_func(student_logits=logits_rmpad.unsqueeze(0), data=micro_batch)",
-            "first call of the loss",
-        ),
-        Text(
-            f"{_ENGINE}.FSDPEngineWithLMHead.forward_step",
-            "model_output=model_output, data=micro_batch, dp_group=",
-            "second call of the loss",
-        ),
-    ),
-    "recipe/trd/worker.py": (
-        Text(
-            f"{_WORKER}.init_model",
-            "distillation_ppo_loss, config=actor_config, distillation_config=distillation_config",
-            "keywords that are passed on to our loss",
-        ),
-    ),
-    "recipe/trd/agent_loop.py": (
-        Text(f"{_OUTPUT}.as_dict", 'extra_fields.pop("teacher_ids"', "rows become tensors"),
-        Text(f"{_OUTPUT}.as_dict", 'extra_fields.pop("teacher_logprobs"', "rows become tensors"),
-        Text(f"{_AGENT_WORKER}._compute_score", "final_output.reward_score is None", "grades once"),
-        Text(f"{_AGENT_WORKER}._compute_score", 'extra_fields["reward_extra_info"]', "acc"),
-    ),
-    "recipe/trd/trainer.py": (Text("verl.trainer.ppo.padding_utils", "is_padding=True", "rows without a record"),),
-    "recipe/trd/run_folder.py": (
-        Text(f"{_TRAINER}._save_checkpoint", "latest_checkpointed_iteration.txt", "resumes or not"),
-    ),
-    "configs/trd_trainer.yaml": (
-        Text("verl.utils.tracking", "VERL_FILE_LOGGER_PATH", "metrics lie in the run folder"),
-        Text("verl.utils.tracking", "TENSORBOARD_DIR", "metrics lie in the run folder"),
-    ),
-    "verl_ext/leftovers.py": (
-        Text(f"{_TRANSFER}._init_buffer", 'f"verl_weights_', "buffers that a crash leaves behind"),
-    ),
-    "verl_ext/resources.py": (
-        Text("verl.single_controller.ray.base.ResourcePoolManager", "max_colocate_count: int = 3", "CPUs"),
-    ),
-    "verl_ext/plugin.py": (Text("verl.plugin.platform.platform_manager", "VERL_PLATFORM", "chooses the CPU"),),
-    "verl_ext/cpu/__init__.py": (
-        Text(
-            "verl.workers.engine.base.EngineRegistry.get_engine_cls",
-            "VERL_ENGINE_DEVICE",
-            "finds the FSDP engine on CPU",
-        ),
-    ),
-    "pyproject.toml": (Text("verl", "verl.plugins", "loads the plug-in in every process"),),
-    "verl_ext/cpu/vllm_weights.py": (
-        Text(
-            "vllm.model_executor.layers.linear",
-            "dispatch_cpu_unquantized_gemm(layer, remove_weight=True)",
-            "looked up when a layer is loaded",
-        ),
-    ),
-}
-"""By the file of ours that relies on them."""
-
-_TEACHER = "distillation.teacher_models.teacher_model"
-
-CONFIG_KEYS = {
-    "trainer": (
-        *("use_v1", "device", "nnodes", "n_gpus_per_node"),
-        *("default_local_dir", "resume_mode", "rollout_data_dir", "validation_data_dir"),
-    ),
-    "trainer.v1": ("trainer_mode",),
-    "algorithm": ("adv_estimator", "use_kl_in_reward"),
-    "data": (
-        *("train_files", "val_files", "prompt_key", "reward_fn_key", "apply_chat_template_kwargs"),
-        *("max_prompt_length", "max_response_length", "train_batch_size"),
-    ),
-    "actor_rollout_ref.model": ("path", "trust_remote_code", "use_fused_kernels"),
-    "actor_rollout_ref.actor": (
-        *("strategy", "loss_agg_mode", "loss_scale_factor", "use_kl_loss", "entropy_coeff"),
-        *("use_dynamic_bsz", "ppo_mini_batch_size", "ppo_micro_batch_size_per_gpu"),
-    ),
-    "actor_rollout_ref.actor.fsdp_config": ("pad_to_length",),
-    "actor_rollout_ref.rollout": ("n", "max_model_len", "calculate_log_probs"),
-    "actor_rollout_ref.rollout.agent": ("num_workers",),
-    "actor_rollout_ref.rollout.multi_turn": ("enable",),
-    "distillation": ("enabled", "nnodes", "n_gpus_per_node"),
-    "distillation.distillation_loss": ("loss_mode", "topk", "use_task_rewards", "use_policy_gradient"),
-    _TEACHER: ("model_path",),
-    f"{_TEACHER}.inference": ("max_model_len",),
-    "reward": ("num_workers",),
-    "reward.custom_reward_function": ("path",),
-    "reward.reward_model": ("enable", "enable_resource_pool", "nnodes", "n_gpus_per_node"),
-    "transfer_queue.backend.SimpleStorage": ("num_data_storage_units",),
-    "ray_kwargs": ("ray_init",),
-}
-"""Keys of verl's configuration that our code reads or checks, by their node."""
-
-ADDED_KEYS = {
-    "data.refine_template": "ours",
-    "data.privileged_template": "ours",
-    "data.max_refine_length": "ours",
-    "data.reference_key": "ours",
-    "data.reward_function": "ours",
-    "actor_rollout_ref.rollout.enable_sleep_mode": "verl.workers.config.RolloutConfig",
-    "actor_rollout_ref.rollout.agent.agent_loop_manager_class": f"{_RUNNER}.init_agent_loop_manager",
-    "actor_rollout_ref.model.override_config.attn_implementation": "verl.workers.config.HFModelConfig",
-    "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype": f"{_ENGINE}.FSDPEngine",
-    "actor_rollout_ref.actor.fsdp_config.mixed_precision.reduce_dtype": f"{_ENGINE}.FSDPEngine",
-    "actor_rollout_ref.actor.fsdp_config.mixed_precision.buffer_dtype": f"{_ENGINE}.FSDPEngine",
-    f"{_TEACHER}.inference.logprobs_mode": "verl.workers.config.RolloutConfig",
-    f"{_TEACHER}.inference.enable_sleep_mode": "verl.workers.config.RolloutConfig",
-    "ray_kwargs.ray_init.num_gpus": "ray.init",
-    "ray_kwargs.ray_init.include_dashboard": "ray.init",
-    "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": "verl.utils.tracking",
-    "ray_kwargs.ray_init.runtime_env.env_vars.TENSORBOARD_DIR": "verl.utils.tracking",
-    "ray_kwargs.ray_init.runtime_env.env_vars.WANDB_DIR": "ours",
-}
-"""Keys that our YAML files add to verl's: `ours`, or the source in which the last part of the key is read."""

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
 from recipe.trd.schema import TrdConfig
-from verl_ext import upstream
+from verl_ext import upstream_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GROUPS = ("method", "model", "data", "cluster")
@@ -142,13 +142,13 @@ def test_keys_of_the_trd_node_are_the_fields_of_its_dataclasses():
 def test_keys_that_are_not_ours_are_verls(path):
     # A key that verl renamed would otherwise be set in vain: files may add keys, only the command line may not.
     unknown = [key for key in set_by(path) if not key.startswith("trd.") and key not in verls()]
-    unknown = [key for key in unknown if key not in upstream.ADDED_KEYS]
-    assert not unknown, f"neither verl's configuration nor ADDED_KEYS in verl_ext/upstream.py has {unknown}"
+    unknown = [key for key in unknown if key not in upstream_config.ADDED_KEYS]
+    assert not unknown, f"neither verl's configuration nor ADDED_KEYS in verl_ext/upstream_config.py has {unknown}"
 
 
 def test_added_keys_are_set_somewhere():
     added = {key for path in (BASE, *SHARED, *OVERLAYS) for key in set_by(path)}
-    assert set(upstream.ADDED_KEYS) <= added
+    assert set(upstream_config.ADDED_KEYS) <= added
 
 
 @pytest.mark.parametrize("method", ["grpo", "opd"])
@@ -226,7 +226,7 @@ def test_keys_that_overlays_add_are_explained_where_they_are_added():
     for path in (BASE, *SHARED, *OVERLAYS):
         prefix = "data." if path.parent.name == "data" else ""
         explained |= set(set_by(path)) - {f"{prefix}{key}" for key in undocumented(path)}
-    assert set(upstream.ADDED_KEYS) - explained == set()
+    assert set(upstream_config.ADDED_KEYS) - explained == set()
 
 
 @pytest.mark.parametrize(

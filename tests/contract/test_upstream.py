@@ -1,4 +1,4 @@
-"""What verl and vLLM have to be like: one test for each entry of `verl_ext/upstream.py`."""
+"""What verl, vLLM and transformers have to be like: one test for each entry of `verl_ext/upstream.py`."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from verl_ext import upstream
+from verl_ext import upstream, upstream_config, upstream_texts
 
 ROOT = Path(__file__).parents[2]
 EVERYTHING = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -126,7 +126,7 @@ def test_attribute_is_there(file, entry):
     assert has_attribute(cls, name), f"{path} no longer sets {name}; we use it in {file}: {entry.why}"
 
 
-@per_file(upstream.TEXTS)
+@per_file(upstream_texts.TEXTS)
 def test_text_is_in_the_source(file, entry):
     resolve(entry.path, file, entry.why)
     source = " ".join(source_of(entry.path).split())
@@ -136,7 +136,7 @@ def test_text_is_in_the_source(file, entry):
 def test_what_is_gone_would_be_noticed():
     replica = "verl.workers.rollout.replica.RolloutReplica"
     with pytest.raises(AssertionError, match=r"no longer contains 'no such'; we rely on it in x.py: y"):
-        test_text_is_in_the_source("x.py", upstream.Text("verl.utils.config", "no such", "y"))
+        test_text_is_in_the_source("x.py", upstream_texts.Text("verl.utils.config", "no such", "y"))
     with pytest.raises(AssertionError, match=r"no longer has \['no'\]; we use it in x.py: y"):
         test_symbol_is_there_and_takes_what_we_pass("x.py", upstream.Symbol("verl.trainer.main_ppo.run_ppo(no)", "y"))
     with pytest.raises(AssertionError, match=r"no longer sets no; we use it in x.py: y"):
@@ -155,20 +155,22 @@ def verl_config():
         return compose("ppo_trainer")
 
 
-@pytest.mark.parametrize("node", upstream.CONFIG_KEYS)
+@pytest.mark.parametrize("node", upstream_config.CONFIG_KEYS)
 def test_config_keys_are_verls(verl_config, node):
     found = OmegaConf.select(verl_config, node)
-    assert found is not None, f"verl's configuration no longer has {node}, of which we use {upstream.CONFIG_KEYS[node]}"
-    missing = [key for key in upstream.CONFIG_KEYS[node] if key not in found]
+    assert found is not None, (
+        f"verl's configuration no longer has {node}, of which we use {upstream_config.CONFIG_KEYS[node]}"
+    )
+    missing = [key for key in upstream_config.CONFIG_KEYS[node] if key not in found]
     assert not missing, f"verl's configuration no longer has {missing} in {node}; our code reads them"
 
 
-@pytest.mark.parametrize("key", upstream.ADDED_KEYS)
+@pytest.mark.parametrize("key", upstream_config.ADDED_KEYS)
 def test_added_key_is_read_by_somebody(verl_config, key):
     node, _, name = key.rpartition(".")
     parent = OmegaConf.select(verl_config, node)
     assert parent is None or name not in parent, f"{key} is verl's by now: take it out of ADDED_KEYS"
-    reader = upstream.ADDED_KEYS[key]
+    reader = upstream_config.ADDED_KEYS[key]
     if reader != "ours":
         found = find(reader)
         # `override_config` and its kind are handed on as they are: the node is what has to be known.
@@ -188,7 +190,7 @@ def test_no_entry_is_stale(table):
 
 
 def test_files_that_rely_on_a_text_exist():
-    assert [file for file in upstream.TEXTS if not (ROOT / file).is_file()] == []
+    assert [file for file in upstream_texts.TEXTS if not (ROOT / file).is_file()] == []
 
 
 def test_installed_verl_is_the_one_that_was_read():
