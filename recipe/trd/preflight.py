@@ -14,7 +14,8 @@ from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
 from recipe.trd import bridge, prompts
-from recipe.trd.schema import TOP_K_SUPPORTS, TrdConfig
+from recipe.trd.schema import TrdConfig
+from recipe.trd.terms import TOP_K_SUPPORTS
 from verl_ext import plugin
 
 
@@ -334,7 +335,7 @@ def _check_references(config: DictConfig, trd: TrdConfig) -> None:
         if column not in _columns(Path(file).expanduser()):
             raise ValueError(
                 f"method {trd.method} shows the teacher a reference solution, and data.train_files={file} has no "
-                f"column {column} (trd.reference_key={trd.reference_key}); prepare data that has solutions, or set the key"
+                f"column {column} (trd.reference_key={trd.reference_key}); prepare data with solutions, or set the key"
             )
 
 
