@@ -8,9 +8,12 @@ from math_verify import LatexExtractionConfig, parse, verify
 _BOX = "\\boxed{"
 
 # Symbolic comparison evaluates numbers exactly and has no time limit here (see `is_equal`). These answers would keep it
-# busy for ever: very long ones, powers of powers, powers with a long exponent, factorials of long numbers.
+# busy for ever: very long ones, powers of powers, powers with a long exponent, long powers of brackets, factorials of
+# brackets and of long numbers.
 _MAX_ANSWER_CHARS = 200
-_EXPLODING = re.compile(r"\^[^+\-=,]*\^|\*\*|\^\s*\{?\s*-?\d{4,}|\d{4,}[\s)}]*!|!\s*!")
+_EXPLODING = re.compile(
+    r"\^[^+\-=,]*\^|\*\*|\^\s*\{?\s*-?\d{4,}|[)\]}]\s*\^\s*\{?\s*-?\d{3,}|\d{4,}\s*!|[)\]}]\s*!|!\s*!"
+)
 
 
 def compute_score(

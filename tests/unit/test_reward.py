@@ -62,7 +62,13 @@ def test_other_answers_score_zero(pred: str):
 
 
 @pytest.mark.timeout(10)
-@pytest.mark.parametrize("pred", ["9^{9^{9^9}}", "2^{100000000}", "1000000000!", "9**9**9", "9!!", "1+" * 200 + "1"])
+@pytest.mark.parametrize(
+    "pred",
+    [
+        *("9^{9^{9^9}}", "2^{100000000}", "1000000000!", "9**9**9", "9!!", "1+" * 200 + "1"),
+        *("(9^{99})!", "(x+y+z+1)^{900}", "\\left(9^{99}\\right)!"),
+    ],
+)
 def test_answer_that_would_not_finish_is_compared_as_text(pred: str):
     assert score(f"\\boxed{{{pred}}}", "25") == 0.0
     assert score(f"\\boxed{{{pred}}}", pred) == 1.0
