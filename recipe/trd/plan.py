@@ -3,9 +3,10 @@ loaded or started.
 
     python -m recipe.trd.plan method=trd_opd model=qwen2_5_7b data=math cluster=gpu [any.key=value ...]
 
-`GPU_MEMORY_GIB` in the environment is the size of a GPU (default 80). Weights, gradients, optimiser states and caches
-are counted from the configuration; activations, logits and what CUDA and vLLM keep for themselves are estimates, whose
-factors are the constants below. Exit code 1 when something does not fit, 2 when there is no plan.
+`GPU_MEMORY_GIB` in the environment is the size of a GPU (default 79, what one of 80 GB offers). Weights, gradients,
+optimiser states and caches are counted from the configuration; activations, logits and what CUDA and vLLM keep for
+themselves are estimates, whose factors are the constants below. Exit code 1 when something does not fit, 2 when there
+is no plan.
 """
 
 import os
@@ -115,22 +116,35 @@ def update_extras(config: DictConfig, student: Architecture) -> dict[str, float]
     else:
         parts["logits"] = CHUNK_BYTES["cuda"]
         parts["gradient of the head"] = 4 * student.vocab_size * student.hidden_size
-    if config.trd.teacher.scorer == "engine":
-        parts |= _engine_teacher(config, tokens)
+    if _holds_teacher(config):
+        parts["teacher's pass"] = _teacher_pass(config, tokens)
     return {name: size / GIB for name, size in parts.items()}
 
 
-def _engine_teacher(config: DictConfig, tokens: float) -> dict[str, float]:
-    """Bytes of the teacher beside the student: its shard, and of its pass two gathered layers and one at work."""
+def _holds_teacher(config: DictConfig) -> bool:
+    """Whether a teacher with weights of its own lies beside the student, and not the student or its LoRA-free base."""
+    trd = config.trd
+    shares = trd.teacher.weights == "live" or (
+        trd.teacher.weights == "frozen" and config.actor_rollout_ref.model.lora_rank
+    )
+    return trd.teacher.scorer == "engine" and not shares
+
+
+def _teacher_shard(config: DictConfig) -> float:
+    """Bytes of that teacher on a GPU of the trainer."""
+    engine = config.trd.teacher.engine
+    num_gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
+    return architectures.read(engine.path).num_parameters * _dtype_bytes(engine.dtype) / num_gpus
+
+
+def _teacher_pass(config: DictConfig, tokens: float) -> float:
+    """Bytes of its forward pass: two gathered layers, embedding, head, and one layer at work on the longest context."""
     engine = config.trd.teacher.engine
     teacher = architectures.read(engine.path)
-    size = _dtype_bytes(engine.dtype)
-    num_gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
     inner = sum(inputs + outputs for inputs, outputs in teacher.linear_shapes)
-    return {
-        "teacher": teacher.num_parameters * size / num_gpus,
-        "teacher's pass": size * (2 * teacher.layer_parameters + teacher.embedding_parameters + tokens * inner),
-    }
+    longest = max(tokens, teacher_longest(config))
+    gathered = 2 * teacher.layer_parameters + teacher.embedding_parameters
+    return _dtype_bytes(engine.dtype) * (gathered + longest * inner)
 
 
 @dataclass(frozen=True)
@@ -210,7 +224,7 @@ def make(config: DictConfig, *, gpu_gib: float) -> Plan:
     """Plan of a run.
 
     Args:
-        config: composed.
+        config: composed; `distillation` is filled in as the run would do it.
         gpu_gib: memory of a GPU, GiB.
 
     Raises:
@@ -218,6 +232,8 @@ def make(config: DictConfig, *, gpu_gib: float) -> Plan:
         InstantiationException: a value of `trd` is not allowed.
     """
     trd: TrdConfig = omega_conf_to_dataclass(config.trd)
+    if trd.is_self:
+        config.distillation.teacher_models.teacher_model.model_path = config.actor_rollout_ref.model.path
     rollout = config.actor_rollout_ref.rollout
     num_gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
     student = architectures.read(config.actor_rollout_ref.model.path)
@@ -266,6 +282,10 @@ def student_phases(config: DictConfig, student: Architecture, gpu_gib: float) ->
         and not (fsdp.param_offload and name in ("parameters", "reference"))
     }
     context = {"CUDA": CONTEXT_GIB}
+    if _holds_teacher(config):
+        shard = {"teacher": _teacher_shard(config) / GIB}
+        states |= shard
+        resident |= {} if config.trd.teacher.engine.offload else shard
     share = {"vLLM": rollout.gpu_memory_utilization * gpu_gib}
     # Offloaded states come back for the update.
     update = context | states | update_extras(config, student)
@@ -311,11 +331,10 @@ def _disk(config: DictConfig, student: Architecture) -> str:
 @hydra.main(config_path=str(CONFIG_DIR), config_name="trd_trainer", version_base=None)
 def main(config: DictConfig) -> None:
     """Print configuration and plan."""
-    gpu_gib = float(os.environ.get("GPU_MEMORY_GIB", "80"))
+    gpu_gib = float(os.environ.get("GPU_MEMORY_GIB", "79"))
     print("# Configuration")
     print(OmegaConf.to_yaml(config, resolve=True))
     print("# Plan")
-    OmegaConf.resolve(config)
     try:
         plan = make(config, gpu_gib=gpu_gib)
     except (ValueError, InstantiationException) as error:

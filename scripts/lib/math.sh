@@ -12,13 +12,15 @@ TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-128}
 TOTAL_STEPS=${TOTAL_STEPS:-315}
 MAX_PROMPT_LENGTH=${MAX_PROMPT_LENGTH:-2048}
 MAX_RESPONSE_LENGTH=${MAX_RESPONSE_LENGTH:-16384}
-# Problem, y_o and the instructions around them.
-MAX_REFINE_LENGTH=${MAX_REFINE_LENGTH:-$((MAX_PROMPT_LENGTH + MAX_RESPONSE_LENGTH + 1024))}
+# Problem, y_o, a reference solution of 4096 tokens for the teachers that see one, and the instructions around them.
+MAX_REFINE_LENGTH=${MAX_REFINE_LENGTH:-$((MAX_PROMPT_LENGTH + MAX_RESPONSE_LENGTH + 4096 + 1024))}
 LR=${LR:-5e-6}
 # Sampling of y_o and of y_r.
 TEMPERATURE=${TEMPERATURE:-1.0}
 TOP_P=${TOP_P:-1.0}
 TOP_K=${TOP_K:--1}
+# Of a GPU, for the student's server; the trainer keeps parameters and optimiser beside it.
+GPU_MEMORY_UTILIZATION=${GPU_MEMORY_UTILIZATION:-0.5}
 TEST_FREQ=${TEST_FREQ:-20}
 SAVE_FREQ=${SAVE_FREQ:-20}
 RUN_DIR=${RUN_DIR:-outputs/${METHOD}-${MODEL}-seed${SEED}}
@@ -50,6 +52,7 @@ launch \
     actor_rollout_ref.rollout.top_p="$TOP_P" \
     actor_rollout_ref.rollout.top_k="$TOP_K" \
     actor_rollout_ref.rollout.seed="$SEED" \
+    actor_rollout_ref.rollout.gpu_memory_utilization="$GPU_MEMORY_UTILIZATION" \
     trd.rewrite.temperature="$TEMPERATURE" \
     trd.rewrite.top_p="$TOP_P" \
     trd.rewrite.top_k="$TOP_K" \

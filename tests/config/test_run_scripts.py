@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -65,7 +66,7 @@ def models(monkeypatch, tokenizer, tmp_path):
     monkeypatch.setattr(preflight, "AutoConfig", SimpleNamespace(from_pretrained=config_of))
     monkeypatch.setattr(preflight, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda path: tokenizer))
     monkeypatch.setattr(preflight.plugin, "is_cpu_platform", lambda: False)
-    row = {"prompt": [], "data_source": "x", "reward_model": {"ground_truth": "1"}, "extra_info": {"index": 0}}
+    row = {"prompt": [], "data_source": "x", "reward_model": {"ground_truth": "1"}, "reference_solution": "1"}
     pd.DataFrame([row]).to_parquet(tmp_path / "rows.parquet")
     return [f"data.train_files={tmp_path}/rows.parquet", f"data.val_files={tmp_path}/rows.parquet"]
 
@@ -75,8 +76,7 @@ def models(monkeypatch, tokenizer, tmp_path):
 def test_it_passes_every_check_and_fits_its_gpus(script, nodes, models):
     needs_method(script)
     config = composed([*overrides_of(script, NODES=nodes, SEED="5"), *models])
-    OmegaConf.resolve(config)
-    assert plan.make(config, gpu_gib=80).problems == []
+    assert plan.make(config, gpu_gib=79).problems == []
     # verl's `validate_config` and ours.
     preflight.check(config)
     assert config.data.seed == config.actor_rollout_ref.rollout.seed == 5
@@ -84,23 +84,33 @@ def test_it_passes_every_check_and_fits_its_gpus(script, nodes, models):
         assert config.trainer.nnodes + config.distillation.nnodes == max(2, int(nodes))
 
 
+@pytest.fixture(scope="module")
+def dry_runs(tmp_path_factory):
+    """What every script printed with DRY_RUN=1, and the folder that it could have written to."""
+    folder = tmp_path_factory.mktemp("dry")
+    knobs = {"DRY_RUN": "1", "PYTHON": sys.executable, "RUN_DIR": str(folder / "run"), "HOME": str(folder)}
+    # Each takes seconds, nearly all of them imports.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        done = pool.map(lambda script: run(script, "trainer.total_training_steps=7", **knobs), SCRIPTS)
+        return folder, dict(zip(SCRIPTS, done, strict=True))
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_dry_run_shows_configuration_plan_and_commands_and_starts_nothing(script, tmp_path):
+def test_dry_run_shows_configuration_plan_and_commands_and_starts_nothing(script, dry_runs):
     if "tiny" not in script:
         needs_method(script)
-    knobs = {"DRY_RUN": "1", "PYTHON": sys.executable, "RUN_DIR": str(tmp_path / "run"), "HOME": str(tmp_path)}
-    done = run(script, "trainer.total_training_steps=7", **knobs)
+    folder, done = dry_runs[0], dry_runs[1][script]
     assert done.returncode == 0, done.stderr
     configuration, rest = done.stdout.split("# Plan\n")
     shown, commands = rest.split("# Command on this machine\n")
     resolved = OmegaConf.create(configuration.removeprefix("# Configuration\n"))
     assert resolved.trainer.total_training_steps == 7
-    assert resolved.trainer.default_local_dir == str(tmp_path / "run")
+    assert resolved.trainer.default_local_dir == str(folder / "run")
     assert shown.startswith(("student", "no accelerator"))
-    assert "fits into GPUs of 80 GiB" in shown
+    assert "fits into GPUs of 79 GiB" in shown
     assert f"{sys.executable} -m recipe.trd.main" in commands
     assert "srun --nodes=1" in commands
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("twin", TWINS)
@@ -131,7 +141,7 @@ def test_models_are_swapped_by_overrides(swap, student, models):
     config = composed([*overrides_of("run_trd_qwen3_1.7b.sh", *swap, *extra), *models])
     OmegaConf.resolve(config)
     assert config.actor_rollout_ref.model.path == student
-    assert plan.make(config, gpu_gib=80).problems == []
+    assert plan.make(config, gpu_gib=79).problems == []
     preflight.check(config)
 
 
@@ -141,8 +151,7 @@ def test_a_model_in_a_folder_and_a_teacher_of_another_family(models, tmp_path, m
     tiny = '{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}'
     (folder / "config.json").write_text(tiny[:-1] + ', "vocab_size": 999, "max_position_embeddings": 40960}')
     config = composed([*overrides_of("run_trd_qwen3_1.7b.sh", f"actor_rollout_ref.model.path={folder}"), *models])
-    OmegaConf.resolve(config)
-    assert plan.make(config, gpu_gib=80).problems == []
+    assert plan.make(config, gpu_gib=79).problems == []
     preflight.check(config)
 
     other = SimpleNamespace(get_vocab=lambda: {"x": 0}, eos_token_id=0, eos_token="x")

@@ -16,9 +16,7 @@ GIB = 2**30
 
 def composed(*overrides):
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose("trd_trainer", overrides=list(overrides))
-    OmegaConf.resolve(config)
-    return config
+        return compose("trd_trainer", overrides=list(overrides))
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +28,7 @@ def seven():
 
 def changed(config, **changes):
     copy = OmegaConf.create(OmegaConf.to_container(config))
+    OmegaConf.resolve(copy)
     for key, value in changes.items():
         OmegaConf.update(copy, key.replace("__", "."), value)
     return copy
@@ -110,9 +109,9 @@ def test_phases_by_hand(seven):
     # Parameters and moments of a quarter, 0.6 of the GPU for vLLM, and the context.
     assert phases["rollout"].total == pytest.approx(3 * 7.0925 + 48 + plan.CONTEXT_GIB, rel=1e-4)
     assert "vLLM" not in phases["update"].parts
-    # Inputs of 28 layers and one layer's products, of 12288 tokens in bfloat16.
+    # Inputs of 28 layers and one layer's products, of 24576 tokens in bfloat16.
     inner = 2 * (3584 + 3584) + 2 * (3584 + 512) + 3 * (3584 + 18944)
-    activations = 12288 * 2 * (28 * 3584 + inner) / GIB
+    activations = 24576 * 2 * (28 * 3584 + inner) / GIB
     assert phases["update"].parts["activations"] == pytest.approx(activations)
 
 
@@ -128,7 +127,7 @@ def test_what_sleep_and_offload_change(seven):
 def test_verls_own_losses_hold_the_logits_of_a_micro_batch(seven):
     student = KNOWN["Qwen/Qwen2.5-7B-Instruct"]
     upstream = plan.update_extras(changed(seven, trd__upstream=True), student)
-    assert upstream["logits"] == pytest.approx(2 * 2 * 12288 * 152064 / GIB)
+    assert upstream["logits"] == pytest.approx(2 * 2 * 24576 * 152064 / GIB)
     assert plan.update_extras(seven, student)["logits"] < 1
 
 
@@ -176,5 +175,20 @@ def test_a_teacher_beside_the_student_has_no_server_but_a_shard():
     made = plan.make(config, gpu_gib=80)
     assert "in all     4 GPUs" in "\n".join(made.lines)
     assert not any(line.startswith("teacher") for line in made.lines)
-    parts = plan.update_extras(config, KNOWN["Qwen/Qwen3-1.7B"])
-    assert parts["teacher"] == pytest.approx(8_190_735_360 * 2 / 4 / GIB)
+    phases = plan.student_phases(config, KNOWN["Qwen/Qwen3-1.7B"], 80)
+    for phase in phases.values():
+        assert phase.parts["teacher"] == pytest.approx(8_190_735_360 * 2 / 4 / GIB)
+    config.trd.teacher.engine.offload = True
+    assert "teacher" not in plan.student_phases(config, KNOWN["Qwen/Qwen3-1.7B"], 80)["rollout"].parts
+
+
+def test_a_student_that_teaches_itself_is_held_again_unless_its_weights_can_be_shared():
+    config = composed("method=trd_opsd", "model=qwen3_1_7b", "data=math", "cluster=gpu")
+    made = "\n".join(plan.make(config, gpu_gib=80).lines)
+    assert "teacher  Qwen/Qwen3-1.7B" in made
+    student = KNOWN["Qwen/Qwen3-1.7B"]
+    shard = plan.student_phases(config, student, 80)["rollout"].parts["teacher"]
+    assert shard == pytest.approx(1_720_574_976 * 2 / 4 / GIB)
+    for key, value in {"actor_rollout_ref.model.lora_rank": 64, "trd.teacher.weights": "live"}.items():
+        shared = changed(config, **{key.replace(".", "__"): value})
+        assert "teacher" not in plan.student_phases(shared, student, 80)["update"].parts
