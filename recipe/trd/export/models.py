@@ -138,6 +138,8 @@ def trainer_model(
 
 def _name_briefly(model: Any) -> None:
     """Name adapted modules as people do (q_proj), where that means the same: PEFT lists every one by its full name."""
+    if model.peft_config["default"].target_parameters:
+        return
     modules = dict(model.base_model.model.named_modules())
     adapted = {name for name, module in modules.items() if isinstance(module, LoraLayer)}
     brief = {name.rpartition(".")[2] for name in adapted}
