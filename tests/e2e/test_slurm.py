@@ -310,6 +310,7 @@ def test_a_job_whose_steps_outlast_it_says_so_and_is_not_requeued_for_ever(slurm
     assert "no step was saved in this attempt" in printed
 
 
+@pytest.mark.timeout(1800)
 def test_training_on_two_nodes_ends_as_if_nothing_had_happened(slurm, world, tmp_path):
     """The same run twice, once with the signal that comes before a limit: saved, requeued, resumed, same result."""
     # Greedy, so that both runs see the same words whatever the order of requests.
@@ -326,14 +327,14 @@ def test_training_on_two_nodes_ends_as_if_nothing_had_happened(slurm, world, tmp
         return slurm.submit(ROOT, *options, *settings, **knobs, **folders)
 
     def finish(job, name):
-        state = slurm.wait(job, timeout_s=420)
+        state = slurm.wait(job, timeout_s=700)
         assert state["ExitCode"] == "0:0", (tmp_path / f"{name}.out").read_text()[-4000:]
 
     undisturbed = submit("undisturbed")
     finish(undisturbed, "undisturbed")
     interrupted = submit("interrupted")
     printed = tmp_path / "interrupted.out"
-    slurm.wait_until(lambda: printed.exists() and "step 1/4" in printed.read_text(), "first step", 300)
+    slurm.wait_until(lambda: printed.exists() and "step 1/4" in printed.read_text(), "first step", 500)
     slurm.run("scancel", "--signal=USR1", "--batch", interrupted)
     finish(interrupted, "interrupted")
 
