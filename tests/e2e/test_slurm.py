@@ -133,7 +133,8 @@ class Cluster:
     def submit(self, folder: Path, *arguments: str, **environment: str) -> str:
         """Submit from the folder, in which everything that the job prints will lie as well; returns its id."""
         options = ["--parsable", f"--chdir={folder}", f"--output={folder}/%A-%a.out"]
-        environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", **environment}
+        # A job that is killed leaves its folder of temporary files; ours goes with the cluster's.
+        environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "2", "RAY_TMP_ROOT": str(self.folder), **environment}
         done = subprocess.run(
             ["sbatch", *options, *arguments],
             cwd=folder,
@@ -171,7 +172,7 @@ def slurm():
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         pytest.skip(f"SLURM is not installed: no {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)")
-    cluster = Cluster(Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp")))
+    cluster = Cluster(Path(tempfile.mkdtemp(prefix="s-", dir="/tmp")))
     try:
         cluster.start()
         yield cluster
