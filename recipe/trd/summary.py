@@ -356,7 +356,9 @@ def _commit() -> dict[str, Any]:
 
     # An installed copy may lie inside somebody else's repository.
     if git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:
-        return {"commit": None, "dirty": None}
+        # The copy that a job of SLURM runs has its commit beside it.
+        noted = root.parent / "commit.txt"
+        return {"commit": noted.read_text().strip() if noted.is_file() else None, "dirty": None}
     status = git("status", "--porcelain", "--", "recipe", "verl_ext", "configs", "scripts")
     return {"commit": git("rev-parse", "--verify", "HEAD"), "dirty": None if status is None else bool(status)}
 

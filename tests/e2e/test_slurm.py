@@ -311,6 +311,7 @@ def test_a_job_whose_steps_outlast_it_says_so_and_is_not_requeued_for_ever(slurm
     assert "no step was saved in this attempt" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_training_on_two_nodes_ends_as_if_nothing_had_happened(slurm, world, tmp_path):
     """The same run twice, once with the signal that comes before a limit: saved, requeued, resumed, same result."""
