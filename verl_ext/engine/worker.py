@@ -109,7 +109,7 @@ def _on_device(engine: DistillationEngine) -> Iterator[None]:
 
 
 def _check(engine: DistillationEngine) -> None:
-    with _on_device(engine):
+    with _on_device(engine), engine.autocast():
         check_head(engine.module, vocab_size=engine.model_config.hf_config.vocab_size, device=get_device_id())
 
 
