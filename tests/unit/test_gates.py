@@ -43,4 +43,5 @@ def test_verdicts_are_the_words_of_metrics_and_dumps():
         "overlong",
         "prompt_too_long",
         "failed",
+        "no_reference",
     }

@@ -15,10 +15,13 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 
 @pytest.fixture(scope="module")
 def composed():
-    """The configuration of every method on CPU."""
+    """Configurations of methods on CPU, as they are after the checks before a run: those say who needs a server."""
+    servers = {"grpo": False, "opd": True, "trd_opd": True, "opd_forward_kl": False}
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        methods = ("grpo", "opd", "trd_opd")
-        return {name: compose("trd_trainer", overrides=[f"method={name}", "cluster=cpu"]) for name in methods}
+        return {
+            name: compose("trd_trainer", overrides=[f"method={name}", "cluster=cpu", f"distillation.enabled={needed}"])
+            for name, needed in servers.items()
+        }
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,7 @@ def composed():
         ("grpo", {}, {"GPU": 1, "CPU": 3 + 5}),
         ("opd", {}, {"GPU": 2, "CPU": 6 + 5}),
         ("trd_opd", {}, {"GPU": 2, "CPU": 6 + 5}),
+        ("opd_forward_kl", {}, {"GPU": 1, "CPU": 3 + 5}),
         ("trd_opd", {"trainer.n_gpus_per_node": 4, "distillation.n_gpus_per_node": 2}, {"GPU": 6, "CPU": 18 + 5}),
         ("opd", {"trainer.nnodes": 2, "trainer.n_gpus_per_node": 8}, {"GPU": 17, "CPU": 51 + 5}),
         (
@@ -52,7 +56,7 @@ def test_reward_model_has_gpus_of_its_own(composed):
     assert resources.required(config) == {"GPU": 3, "CPU": 9 + 5}
 
 
-@pytest.mark.parametrize("method", ["grpo", "opd", "trd_opd"])
+@pytest.mark.parametrize("method", ["grpo", "opd", "trd_opd", "opd_forward_kl"])
 def test_configuration_for_the_cpu_offers_what_its_run_needs(composed, method):
     ray_init = composed[method].ray_kwargs.ray_init
     offered = {"GPU": ray_init.num_gpus, "CPU": ray_init.num_cpus}
