@@ -45,6 +45,7 @@ ADDED_KEYS = {
     "data.max_refine_length": "ours",
     "data.reference_key": "ours",
     "data.reward_function": "ours",
+    "data.reward_kwargs": "ours",
     "data.reward_kwargs.max_tests": "ours",
     "data.reward_kwargs.timeout_s": "ours",
     "data.reward_kwargs.memory_mb": "ours",

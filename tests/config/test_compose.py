@@ -1,5 +1,6 @@
 """Every YAML file under configs/: it composes, says what it is for, and changes nothing that it does not name."""
 
+import copy
 import dataclasses
 import re
 from functools import cache
@@ -80,8 +81,10 @@ def test_choices_are_configurations(choice):
     unset = UNSET.get(method, {})
     chosen = [f"{group}={name}" for group, name in choice.items()]
     config = composed(*chosen, *(f"{key}={value}" for key, value in unset.items()))
-    resolved = OmegaConf.to_container(config, resolve=True)
     assert isinstance(omega_conf_to_dataclass(config.trd), TrdConfig)
+    # In place, as the launcher does: that refuses more than a resolved copy.
+    resolved = copy.deepcopy(config)
+    OmegaConf.resolve(resolved)
     assert resolved["trd"]["method"] == method
     assert resolved["trainer"]["default_local_dir"] == f"outputs/{method}"
     assert Path(resolved["reward"]["custom_reward_function"]["path"]).name
