@@ -52,7 +52,9 @@ def test_the_method_is_a_configuration(tmp_path):
     trd = omega_conf_to_dataclass(config.trd)
     assert trd.objective.distributions().terms[0].divergence == "total_variation"
     trd = omega_conf_to_dataclass(
-        OmegaConf.merge(config, {"trd": {"teacher": {"scorer": "prefill"}, "objective": {"support": "teacher_topk"}}}).trd
+        OmegaConf.merge(
+            config, {"trd": {"teacher": {"scorer": "prefill"}, "objective": {"support": "teacher_topk"}}}
+        ).trd
     )
     assert trd.has_server
 
