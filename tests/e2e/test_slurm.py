@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "scontrol", "squeue", "scancel")
@@ -311,7 +311,6 @@ def test_a_job_whose_steps_outlast_it_says_so_and_is_not_requeued_for_ever(slurm
     assert "no step was saved in this attempt" in printed
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_training_on_two_nodes_ends_as_if_nothing_had_happened(slurm, world, tmp_path):
     """The same run twice, once with the signal that comes before a limit: saved, requeued, resumed, same result."""
