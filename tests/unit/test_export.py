@@ -106,6 +106,12 @@ def make_run(tmp_path, tokenizer):
     return build
 
 
+def dumped(tokenizer, prompt):
+    """A prompt as verl's dump has it."""
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
 def write_run(tmp_path, tokenizer, settings):
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
     pd.DataFrame({"prompt": prompts}).to_parquet(tmp_path / "held_out.parquet")
@@ -117,8 +123,8 @@ def write_run(tmp_path, tokenizer, settings):
     (tmp_path / "run" / "validation").mkdir()
     for step in (0, 7):
         rows = [
-            {"input": f"user\n{question}\nassistant\n", "output": f"Your solution: {step}-{number}"}
-            for number, question in enumerate(QUESTIONS)
+            {"input": dumped(tokenizer, prompt), "output": f"Your solution: {step}-{number}"}
+            for number, prompt in enumerate(prompts)
         ]
         path = tmp_path / "run" / "validation" / f"{step}.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -16,15 +16,21 @@ from recipe.trd.export.checkpoint import Checkpoint, NotProved
 QUESTIONS = [f"Problem: {number}+{number + 1}=?" for number in range(6)]
 
 
+def dumped(tokenizer, prompt):
+    """A prompt as verl's dump has it."""
+    ids = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True, return_dict=False)
+    return tokenizer.decode(ids, skip_special_tokens=True)
+
+
 @pytest.fixture
-def validated(tmp_path):
+def validated(tmp_path, tokenizer):
     """A checkpoint of step 7 of a run that was validated at steps 0 and 7."""
     prompts = [[{"role": "user", "content": question}] for question in QUESTIONS]
     pd.DataFrame({"prompt": prompts}).to_parquet(tmp_path / "held_out.parquet")
     for step in (0, 7):
         rows = [
-            {"input": f"user\n{question}\nassistant\n", "output": f"Your solution: {step}-{number}"}
-            for number, question in enumerate(QUESTIONS)
+            {"input": dumped(tokenizer, prompt), "output": f"Your solution: {step}-{number}"}
+            for number, prompt in enumerate(prompts)
         ]
         path = tmp_path / "validation" / f"{step}.jsonl"
         path.parent.mkdir(exist_ok=True)
@@ -61,7 +67,9 @@ def test_prompts_that_are_in_no_file_are_counted(validated, tokenizer, tmp_path)
     (tmp_path / "held_out.parquet").unlink()
     found = held_out(validated, tokenizer)
     assert found.num_plain == len(QUESTIONS)
-    assert found.texts[0].context == tokenizer(f"user\n{QUESTIONS[0]}\nassistant\n")["input_ids"]
+    assert (
+        found.texts[0].context == tokenizer(dumped(tokenizer, [{"role": "user", "content": QUESTIONS[0]}]))["input_ids"]
+    )
 
 
 def test_text_that_is_given(validated, tokenizer, tmp_path):
