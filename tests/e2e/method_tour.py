@@ -5,7 +5,7 @@ method up in all workers, samples, rewrites and scores as the method says, and t
 batch, teacher and data being fixed. Afterwards the student's first weights come back. The metrics of the three updates
 are logged as `tour/<metric>/<0, 1, 2>`.
 
-CASES.json: {name: overrides}. A module, because Ray's workers import it too (PYTHONPATH).
+CASES.json: {name: overrides}; the servers are those of the case `trd_opd`. A module, because Ray's workers import it too (PYTHONPATH).
 """
 
 import json
@@ -103,7 +103,7 @@ def main(cases: dict[str, list[str]], run_dir: Path) -> None:
     configs = {name: composed(overrides) for name, overrides in cases.items()}
     for config in configs.values():
         preflight.check(config)
-    config = composed([*next(iter(cases.values())), "method=trd_opd", f"trainer.default_local_dir={run_dir}"])
+    config = composed([*cases["trd_opd"], f"trainer.default_local_dir={run_dir}"])
     preflight.check(config)
     OmegaConf.resolve(config)
     with open_dict(config):
