@@ -5,7 +5,8 @@ method up in all workers, samples, rewrites and scores as the method says, and t
 batch, teacher and data being fixed. Afterwards the student's first weights come back. The metrics of the three updates
 are logged as `tour/<metric>/<0, 1, 2>`.
 
-CASES.json: {name: overrides}; the servers are those of the case `trd_opd`. A module, because Ray's workers import it too (PYTHONPATH).
+CASES.json: {name: overrides}; the servers are those of the case `trd_opd`. A module, because Ray's workers import it
+too (PYTHONPATH).
 """
 
 import json
