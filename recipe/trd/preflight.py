@@ -268,7 +268,8 @@ def _check_lengths(config: DictConfig, trd: TrdConfig, student: _Model) -> None:
         )
     if trd.trajectory == "y_r" or trd.teacher.context == "refine":
         prompts.template_path(trd.rewrite.template)
-    if trd.teacher.context == "privileged":
+    if trd.needs_reference:
+        # Also of a refine context: the y_o that stands in for a rejected rewrite is scored under the privileged one.
         prompts.template_path(trd.teacher.template)
     if trd.trajectory == "y_r" and config.actor_rollout_ref.rollout.multi_turn.enable:
         raise ValueError(
@@ -284,7 +285,7 @@ def _teacher_lengths(config: DictConfig, trd: TrdConfig) -> dict[str, int]:
         longest["the refine context"] = trd.rewrite.max_prompt_length + trd.rewrite.max_response_length
     elif trd.teacher.context == "refine":
         longest["the refine context"] = trd.rewrite.max_prompt_length + config.data.max_response_length
-    if trd.teacher.context == "privileged":
+    if trd.needs_reference:
         longest["the privileged context"] = trd.teacher.max_prompt_length + config.data.max_response_length
     return longest
 
