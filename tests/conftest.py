@@ -1,5 +1,6 @@
 """Environment of every test process, and the fixtures that several test folders share."""
 
+import logging
 import os
 
 import pytest
@@ -14,6 +15,14 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CORPUS = ("system\nuser\nassistant\n", "Problem: 12+34=46 so the answer is \\boxed{46}.", "Your solution: 7-5=2")
+
+
+@pytest.fixture(autouse=True)
+def our_loggers_speak():
+    """Libraries that set up logging for their own sake when a test imports them switch off loggers that exist."""
+    for name in list(logging.root.manager.loggerDict):
+        if name.partition(".")[0] in ("recipe", "verl_ext"):
+            logging.getLogger(name).disabled = False
 
 
 @pytest.fixture(scope="session")

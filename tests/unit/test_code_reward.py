@@ -228,8 +228,6 @@ def test_what_verl_passes_beside_the_options_is_no_error():
 
 def test_missing_fences_are_said_once(monkeypatch, caplog):
     monkeypatch.setattr(sandbox, "LAYERS", ("namespaces", "landlock", "moat"))
-    # Libraries that set up logging for their own sake switch off the loggers that are there already.
-    monkeypatch.setattr(code_reward.logger, "disabled", False)
     code_reward._say_which_fences.cache_clear()
     score(SUM, SUMS)
     assert len(caplog.messages) == 1
