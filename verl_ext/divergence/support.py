@@ -17,6 +17,9 @@ from verl_ext.divergence.pointwise import LOG_ZERO, LogProbs, log_probs_of
 TAIL_RESOLUTION = 8 * torch.finfo(torch.float32).eps
 """What float32 log-probabilities of a top-k leave below this is no knowledge of the tail, but rounding."""
 
+PIECE = 128
+"""Entries of a row whose maximum is taken at once, before anything is searched."""
+
 
 @dataclass(kw_only=True)
 class Softmax:
@@ -37,8 +40,7 @@ class Softmax:
     def top(self, top_k: int) -> tuple[Tensor, Tensor]:
         """ids and log-probs [n, k] of the most probable tokens."""
         if top_k not in self.tops:
-            log_probs, ids = self.log_probs.topk(top_k, -1)
-            self.tops[top_k] = ids, log_probs
+            self.tops[top_k] = _top(self.log_probs, top_k)
         return self.tops[top_k]
 
 
@@ -114,16 +116,34 @@ def softmax_in_place(logits: Tensor, *, probs: Tensor) -> Softmax:
     return Softmax(log_probs=logits, probs=probs, argmax=argmax)
 
 
+def _top(rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """Positions and values [n, k] of the k largest, largest first, searched in the k pieces with the largest maxima.
+
+    No other piece can hold one of them: k pieces have an entry as large as its maximum.
+    """
+    width = rows.shape[-1] // PIECE * PIECE
+    if top_k * PIECE >= width:
+        values, positions = rows.topk(top_k, -1)
+        return positions, values
+    pieces = rows[:, :width].unflatten(-1, (-1, PIECE))
+    chosen = pieces.amax(-1).topk(top_k, -1, sorted=False).indices
+    inside = pieces.gather(1, chosen.unsqueeze(-1).expand(-1, -1, PIECE)).flatten(1)
+    values, where = torch.cat([inside, rows[:, width:]], -1).topk(top_k, -1)
+    piece = chosen.gather(-1, (where // PIECE).clamp(max=top_k - 1))
+    behind = width + where - inside.shape[-1]
+    return torch.where(where < inside.shape[-1], piece * PIECE + where % PIECE, behind), values
+
+
 def _highest(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum [n, 1] and its position [n]. Maxima are fast, searching positions is not: search in one piece of 128."""
-    width = rows.shape[-1] // 128 * 128
+    """Maximum [n, 1] and its position [n]. Maxima are fast, searching positions is not: search in one piece."""
+    width = rows.shape[-1] // PIECE * PIECE
     if width == 0:
         highest, position = rows.max(-1, keepdim=True)
         return highest, position.squeeze(-1)
-    pieces = rows[:, :width].unflatten(-1, (-1, 128))
+    pieces = rows[:, :width].unflatten(-1, (-1, PIECE))
     highest, piece = pieces.amax(-1).max(-1, keepdim=True)
     inside = pieces[torch.arange(len(rows), device=rows.device), piece.squeeze(-1)].argmax(-1)
-    position = piece.squeeze(-1) * 128 + inside
+    position = piece.squeeze(-1) * PIECE + inside
     if width == rows.shape[-1]:
         return highest, position
     last, where = rows[:, width:].max(-1, keepdim=True)
