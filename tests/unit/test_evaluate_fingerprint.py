@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -110,12 +111,15 @@ def test_step_of_a_training_run_is_a_model_when_it_holds_one(tmp_path, weights):
     assert fingerprint.resolve(str(step / "actor")) == exported
 
 
-def test_shards_of_verl_are_refused_with_the_command_that_merges_them(tmp_path):
-    actor = tmp_path / "global_step_3" / "actor"
-    actor.mkdir(parents=True)
-    (actor / "model_world_size_1_rank_0.pt").touch()
-    with pytest.raises(ValueError, match=r"verl\.model_merger merge --backend fsdp --local_dir .*actor"):
-        fingerprint.resolve(str(tmp_path / "global_step_3"))
+@pytest.mark.parametrize("given", [".", "actor"])
+def test_shards_of_the_trainer_are_refused_with_the_command_that_exports_them(tmp_path, given):
+    step = tmp_path / "global_step_3"
+    # As verl saves without hf_model: configuration and tokenizer, but no weights that anybody else reads.
+    (step / "actor" / "huggingface").mkdir(parents=True)
+    (step / "actor" / "huggingface" / "config.json").touch()
+    (step / "actor" / "model_world_size_1_rank_0.pt").touch()
+    with pytest.raises(ValueError, match=re.escape(f"python -m recipe.trd.export {step / given} DIR, then evaluate")):
+        fingerprint.resolve(str(step / given))
 
 
 def test_folder_without_safetensors_and_unknown_names_are_refused(tmp_path, monkeypatch):

@@ -71,9 +71,8 @@ def resolve(model: str) -> Path:
     shards = next(iter([*path.glob("model_world_size_*"), *path.glob("actor/model_world_size_*")]), None)
     if shards is not None:
         raise ValueError(
-            f"{model} holds verl's shards, no model yet: python -m verl.model_merger merge --backend fsdp --local_dir "
-            f"{shards.parent} --target_dir DIR, then evaluate DIR (or train with hf_model in "
-            "actor_rollout_ref.actor.checkpoint.save_contents)"
+            f"{model} holds the trainer's shards, no model yet: python -m recipe.trd.export {model} DIR, then evaluate "
+            "DIR (or train with hf_model in actor_rollout_ref.actor.checkpoint.save_contents)"
         )
     raise ValueError(f"{model} holds no *.safetensors; convert the weights to safetensors")
 
