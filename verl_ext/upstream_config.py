@@ -18,7 +18,7 @@ CONFIG_KEYS = {
         *("train_files", "val_files", "prompt_key", "reward_fn_key", "apply_chat_template_kwargs"),
         *("max_prompt_length", "max_response_length", "train_batch_size"),
     ),
-    "actor_rollout_ref.model": ("path", "trust_remote_code", "use_fused_kernels"),
+    "actor_rollout_ref.model": ("path", "trust_remote_code", "use_fused_kernels", "custom_chat_template"),
     "actor_rollout_ref.actor": (
         *("strategy", "loss_agg_mode", "loss_scale_factor", "use_kl_loss", "entropy_coeff", "ppo_epochs"),
         *("use_dynamic_bsz", "ppo_mini_batch_size", "ppo_micro_batch_size_per_gpu", "ppo_max_token_len_per_gpu"),

@@ -72,7 +72,10 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         client = self.llm_client if self.trd.trajectory == "y_r" and self.trd.rewrite.weights == "live" else None
         if self.trd.has_server:
             client = next(iter(self.teacher_client.values()))
-        tokenizer = hf_tokenizer(path, trust_remote_code=self.config.actor_rollout_ref.model.trust_remote_code)
+        # The student's own has the chat template of the run (actor_rollout_ref.model.custom_chat_template).
+        tokenizer = self.tokenizer
+        if not self.trd.is_self:
+            tokenizer = hf_tokenizer(path, trust_remote_code=self.config.actor_rollout_ref.model.trust_remote_code)
         self.teacher = Teacher(
             config=self.trd,
             client=client,

@@ -126,7 +126,7 @@ def compute_score(
         TypeError, ValueError: unknown or impossible options, tests that cannot be read.
         SandboxError: programs cannot be run.
     """
-    options = _options(tuple(sorted((key, value) for key, value in kwargs.items() if key not in _VERLS_OWN)))
+    options = _options(kwargs)
     try:
         tests = program_tests.read(ground_truth).limited(options.max_tests)
     except ValueError as error:
@@ -148,8 +148,35 @@ def compute_score(
     }
 
 
+def check(**kwargs: Any) -> None:
+    """Run a trivial program as `compute_score` would, once, before a run depends on it.
+
+    Args:
+        kwargs: fields of `Options`.
+
+    Raises:
+        TypeError, ValueError: unknown or impossible options.
+        SandboxError: programs cannot be run, or not within these limits.
+    """
+    options = _options(kwargs)
+    if not options.sandbox_fusion_url:
+        # Knows better than a verdict why nothing runs.
+        sandbox.check()
+    tests = program_tests.read({"inputs": ["works"], "outputs": ["works"]})
+    (verdict,) = grade("print(input())", tests, options)
+    if verdict is not Verdict.PASSED:
+        raise sandbox.SandboxError(
+            f"a program that prints one line got the verdict {verdict} with timeout_s={options.timeout_s} and "
+            f"memory_mb={options.memory_mb} of data.reward_kwargs"
+        )
+
+
+def _options(kwargs: Mapping[str, Any]) -> Options:
+    return _made(tuple(sorted((key, value) for key, value in kwargs.items() if key not in _VERLS_OWN)))
+
+
 @cache
-def _options(items: tuple[tuple[str, Any], ...]) -> Options:
+def _made(items: tuple[tuple[str, Any], ...]) -> Options:
     return Options(**dict(items))
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from recipe.trd import bridge, prompts
+from recipe.trd import bridge, code_reward, prompts, sandbox, thinking
 from recipe.trd.schema import TrdConfig
 from recipe.trd.terms import TOP_K_SUPPORTS
 from verl_ext import plugin
@@ -59,20 +59,16 @@ def check(config: DictConfig) -> TrdConfig:
         omega_conf_to_dataclass(config.distillation)
     _check_batches(config)
     student = _model("actor_rollout_ref.model.path", config.actor_rollout_ref.model.path)
+    if (template := config.actor_rollout_ref.model.custom_chat_template) is not None:
+        student.tokenizer.chat_template = template
+    thinking.set_for_student(config, trd, student.tokenizer)
     _check_lengths(config, trd, student)
     _check_data(config)
+    _check_reward(config)
     if trd.needs_reference:
         _check_references(config, trd)
     if trd.teacher.weights != "none":
-        teacher = student
-        for key, path in _teacher_paths(config, trd).items():
-            teacher = _model(key, path)
-            _check_same_tokens(student, teacher, eos_remap=trd.teacher.eos_remap)
-            _check_heads(trd, student, teacher)
-        if trd.has_server:
-            _check_server(config, trd, _model(_SERVER_PATH, OmegaConf.select(config, _SERVER_PATH)))
-        if trd.teacher.scorer == "engine" and not trd.upstream:
-            _check_engine(config, trd, student, teacher)
+        _check_teachers(config, trd, student)
     return trd
 
 
@@ -157,6 +153,22 @@ def _teacher_paths(config: DictConfig, trd: TrdConfig) -> dict[str, str | None]:
     if trd.teacher.scorer == "engine" and not trd.upstream and not trd.is_self:
         paths["trd.teacher.engine.path"] = trd.teacher.engine.path
     return paths
+
+
+def _check_teachers(config: DictConfig, trd: TrdConfig, student: "_Model") -> None:
+    teachers = []
+    for key, path in _teacher_paths(config, trd).items():
+        teachers.append(_model(key, path))
+        _check_same_tokens(student, teachers[-1], eos_remap=trd.teacher.eos_remap)
+        _check_heads(trd, student, teachers[-1])
+    if trd.has_server:
+        _check_server(config, trd, teachers[0])
+    if trd.teacher.scorer == "engine" and not trd.upstream:
+        _check_engine(config, trd, student, teachers[-1] if teachers else student)
+    # The contexts are made by the model of the server, where there is one.
+    speaker = student if trd.is_self else teachers[0]
+    template_kwargs = config.data.apply_chat_template_kwargs or {}
+    thinking.check_teacher(trd, template_kwargs, student=student.tokenizer, teacher=speaker.tokenizer)
 
 
 class _Model:
@@ -327,6 +339,17 @@ def _check_data(config: DictConfig) -> None:
                     f"data.{key}={file} lacks the columns {sorted(wanted - columns)} (it has {sorted(columns)}); "
                     "verl's format has prompt (chat messages), data_source and reward_model.ground_truth"
                 )
+
+
+def _check_reward(config: DictConfig) -> None:
+    """Programs run here, where the reward is whether they do."""
+    function = config.reward.custom_reward_function
+    if function.path not in ("pkg://recipe.trd.code_reward", code_reward.__file__):
+        return
+    try:
+        code_reward.check(**OmegaConf.to_container(function.reward_kwargs, resolve=True))
+    except (TypeError, sandbox.SandboxError) as error:
+        raise ValueError(f"reward.custom_reward_function.path={function.path}: {error}") from error
 
 
 def _check_references(config: DictConfig, trd: TrdConfig) -> None:

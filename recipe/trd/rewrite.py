@@ -17,6 +17,7 @@ from recipe.trd import contexts
 from recipe.trd.contexts import Context, Message
 from recipe.trd.gates import Verdict, judge
 from recipe.trd.schema import TrdConfig
+from recipe.trd.thinking import switched
 
 logger = logging.getLogger(__name__)
 logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "WARN"))  # as verl's own; vLLM raises the root's to ERROR
@@ -80,7 +81,8 @@ class Teacher:
 
     def vanilla_context(self, raw_prompt: Sequence[Message]) -> Context:
         """Context x in the teacher's chat template."""
-        return contexts.vanilla(self.tokenizer, raw_prompt, self.template_kwargs)
+        template_kwargs = switched(self.template_kwargs, self.config.teacher_thinking)
+        return contexts.vanilla(self.tokenizer, raw_prompt, template_kwargs)
 
     def privileged_context(self, raw_prompt: Sequence[Message], y_star: str) -> Context | None:
         """Context (x, y*), or None when it does not fit."""
@@ -91,7 +93,7 @@ class Teacher:
             y_o_ids=None,
             y_star=y_star,
             max_length=self.config.teacher.max_prompt_length,
-            template_kwargs=self.template_kwargs,
+            template_kwargs=switched(self.template_kwargs, self.config.teacher_thinking),
         )
 
     def refine_context(
@@ -105,7 +107,7 @@ class Teacher:
             y_o_ids=y_o_ids,
             y_star=y_star if self.config.rewrite.with_reference else None,
             max_length=self.config.rewrite.max_prompt_length,
-            template_kwargs=self.template_kwargs,
+            template_kwargs=switched(self.template_kwargs, self.config.rewrite_thinking),
         )
 
     def in_teachers_tokens(self, ids: Sequence[int]) -> list[int]:

@@ -114,6 +114,12 @@ class TrdConfig(BaseConfig):
     """What the student is trained on: `y_o`, its own rollout, or `y_r`, the teacher's rewrite of it."""
     reference_key: str
     """Where a row of the data has y*: a column, or `column.key` inside one."""
+    student_thinking: bool | None
+    """`enable_thinking` in the student's chat template; None leaves it to `data.apply_chat_template_kwargs`."""
+    teacher_thinking: bool | None
+    """The same in the vanilla and the privileged context; None is what the student's template is given."""
+    rewrite_thinking: bool | None
+    """The same in the refine context, in which y_r is written and scored."""
     teacher: TeacherConfig
     rewrite: RewriteConfig
     objective: ObjectiveConfig
@@ -127,6 +133,7 @@ class TrdConfig(BaseConfig):
         require(self.poll_interval_s > 0, "trd.poll_interval_s", self.poll_interval_s, "more than 0")
         require(self.health_interval_s > 0, "trd.health_interval_s", self.health_interval_s, "more than 0")
         self._check_teacher()
+        self._check_thinking()
         if self.upstream:
             self._check_upstream()
         else:
@@ -140,6 +147,17 @@ class TrdConfig(BaseConfig):
                 f"trd.teacher.weights={self.teacher.weights!r}: a divergence needs a teacher, and a teacher a "
                 "divergence; choose the method by its name, method=..."
             )
+
+    def _check_thinking(self) -> None:
+        for role in ("student", "teacher", "rewrite"):
+            key, value = f"trd.{role}_thinking", getattr(self, f"{role}_thinking")
+            require(value in (None, True, False), key, value, "true, false or null")
+            kinds = {"teacher": {"vanilla", "privileged"}, "rewrite": {"refine"}}.get(role, set())
+            if value is not None and kinds and not kinds & self.contexts:
+                raise ValueError(
+                    f"{key}={value}: no response of method {self.method} is written or scored under the context "
+                    f"{' or '.join(sorted(kinds))}; leave it null"
+                )
 
     def _check_upstream(self) -> None:
         if self.objective.divergence not in ("sampled_kl", "none") or self.trajectory != "y_o":
@@ -239,6 +257,19 @@ class TrdConfig(BaseConfig):
         """Whether some context shows y*."""
         sees_refine = self.trajectory == "y_r" or self.teacher.context == "refine"
         return self.teacher.context == "privileged" or (sees_refine and self.rewrite.with_reference)
+
+    @property
+    def contexts(self) -> set[str]:
+        """The teacher's contexts that a response is written or scored under; of verl's own methods none is ours."""
+        if self.upstream or self.teacher.weights == "none":
+            return set()
+        scored = set() if self.teacher.scorer == "none" else {self.teacher.context}
+        if self.trajectory == "y_o":
+            return scored
+        if scored == {"refine"} and self.rewrite.fallback == "y_o":
+            # What a y_o is scored under that stands in for a rejected rewrite.
+            scored.add("privileged" if self.rewrite.with_reference else "vanilla")
+        return {"refine", *scored}
 
     @property
     def trains_both(self) -> bool:

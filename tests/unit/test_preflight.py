@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
-from transformers import PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
-from recipe.trd import preflight
+from recipe.trd import code_reward, preflight, sandbox
 from recipe.trd.schema import TrdConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -59,8 +60,8 @@ def data_file(tmp_path):
 def make_config(model_path, data_file):
     """A configuration that can run, but for the changes."""
 
-    def make(method="trd_opd", **changes):
-        config = copy.deepcopy(compose_run(f"method={method}"))
+    def make(method="trd_opd", *overrides, **changes):
+        config = copy.deepcopy(compose_run(f"method={method}", *overrides))
         ready = {
             "actor_rollout_ref.model.path": model_path,
             f"{TEACHER}.model_path": model_path,
@@ -89,6 +90,27 @@ def test_every_method_can_run(make_config, method):
     trd = preflight.check(make_config(method))
     assert isinstance(trd, TrdConfig)
     assert trd.method == method
+
+
+@pytest.mark.parametrize("method", ["opsd", "trd_opsd", "trd_opd", "opd", "grpo"])
+def test_published_adapters_go_with_any_method(make_config, method):
+    config = make_config(method, "experiment=lora")
+    preflight.check(config)
+    model = config.actor_rollout_ref.model
+    assert (model.lora_rank, model.lora_alpha) == (64, 128)
+    assert config.actor_rollout_ref.rollout.load_format == "safetensors"
+    for kind in (Qwen2Config, Qwen3Config, LlamaConfig):
+        with torch.device("meta"):
+            sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "vocab_size": 8}
+            block = AutoModelForCausalLM.from_config(kind(**sizes, intermediate_size=8)).model.layers[0]
+        linear = {name.split(".")[-1] for name, module in block.named_modules() if isinstance(module, torch.nn.Linear)}
+        assert linear == set(model.target_modules)
+
+
+def test_experiments_can_be_combined(make_config):
+    config = make_config("opsd", "experiment=[lora,thinking_teacher]")
+    assert config.actor_rollout_ref.model.lora_rank == 64
+    assert (config.trd.student_thinking, config.trd.teacher_thinking) == (False, True)
 
 
 def test_grpo_needs_no_teacher(model_path, data_file):
@@ -360,6 +382,86 @@ def test_platform_and_device_that_do_not_agree(make_config, monkeypatch, platfor
     monkeypatch.setenv("VERL_PLATFORM", platform)
     message = refusal(make_config(**{"trainer.device": device}))
     assert message.startswith(f"trainer.device={device} with VERL_PLATFORM={platform!r}: cluster=cpu needs")
+
+
+def test_context_that_shows_a_reference_which_the_data_lack(make_config, tmp_path):
+    path = tmp_path / "bare.parquet"
+    row = {"prompt": [{"role": "user", "content": "1+1=?"}], "data_source": "x", "reward_model": {"ground_truth": "2"}}
+    pd.DataFrame([row]).to_parquet(path)
+    bare = {"data.train_files": str(path)}
+    for method in ("opsd", "trd_opsd"):
+        message = refusal(make_config(method, **bare))
+        assert message.startswith(f"method {method} shows the teacher a reference solution")
+        assert f"data.train_files={path} has no column extra_info" in message
+        assert "(trd.reference_key=extra_info.reference_solution)" in message
+    preflight.check(make_config("trd_opd", **bare))
+    preflight.check(make_config("opsd", **bare, **{"trd.reference_key": "reward_model.ground_truth"}))
+
+
+def test_average_of_weights_that_cannot_be_exchanged(make_config):
+    ema, strategy = {"trd.teacher.weights": "ema"}, "actor_rollout_ref.actor.strategy"
+    assert preflight.check(make_config("opsd", **ema)).teacher.weights == "ema"
+    assert refusal(make_config("opsd", **ema, **{strategy: "fsdp"})).startswith(
+        f"trd.teacher.weights=ema needs {strategy}=fsdp2"
+    )
+    preflight.check(make_config("opsd", **{strategy: "fsdp"}))
+
+
+def test_refine_context_that_the_students_server_cannot_hold(make_config):
+    live = {"trd.rewrite.weights": "live", "actor_rollout_ref.rollout.max_model_len": 191}
+    message = refusal(make_config("trd_opsd", **live))
+    assert "192 tokens on the student's server, which has 191" in message
+    assert "actor_rollout_ref.rollout.max_model_len" in message
+    preflight.check(make_config("trd_opsd", **{**live, "actor_rollout_ref.rollout.max_model_len": 192}))
+
+
+THINK = "{% if add_generation_prompt and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+
+
+def test_thinking_of_each_role(make_config, save_model, tokenizer, capsys):
+    hybrid = copy.deepcopy(tokenizer)
+    hybrid.chat_template += THINK.replace("enable_thinking is", "enable_thinking is defined and enable_thinking is")
+    sides = {"actor_rollout_ref.model.path": save_model(hybrid)}
+    config = make_config("opsd", **sides, **{"trd.student_thinking": False})
+    preflight.check(config)
+    assert config.data.apply_chat_template_kwargs == {"enable_thinking": False}
+    assert "first token" not in capsys.readouterr().out
+    preflight.check(make_config("opsd", **sides, **{"trd.student_thinking": False, "trd.teacher_thinking": True}))
+    assert "WARNING the first token of a response follows" in capsys.readouterr().out
+    assert refusal(make_config("grpo", **{"trd.student_thinking": False})).startswith("trd.student_thinking=False: the")
+    # The run's own chat template is that of the student, and of the student as its own teacher.
+    custom = {"actor_rollout_ref.model.custom_chat_template": hybrid.chat_template, "trd.teacher_thinking": False}
+    preflight.check(make_config("opsd", **custom))
+    assert refusal(make_config("opd_forward_kl", **custom)).startswith("trd.teacher_thinking=False: the chat template")
+
+
+CODE = {"reward.custom_reward_function.path": "pkg://recipe.trd.code_reward"}
+
+
+def test_programs_run_before_a_run_depends_on_them(make_config, monkeypatch, tmp_path):
+    preflight.check(make_config(**CODE))
+    monkeypatch.setattr(sandbox, "CHILD", tmp_path / "gone.py")
+    sandbox.check.cache_clear()
+    message = refusal(make_config(**CODE))
+    assert message.startswith("reward.custom_reward_function.path=pkg://recipe.trd.code_reward: programs cannot be ")
+    assert "set reward.sandbox_fusion.url to a service" in message
+    preflight.check(make_config())  # no program runs for other rewards
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"memory_mb": 1}, r"a program that prints one line .*memory_mb=1"),
+        ({"timeout": 3}, r"unexpected keyword argument 'timeout'"),
+        ({"max_tests": 0}, r"reward_kwargs\.max_tests=0 must be a whole number"),
+        ({"sandbox_fusion_url": "http://127.0.0.1:9/run_code"}, r"http://127\.0\.0\.1:9/run_code gave no result"),
+    ],
+)
+def test_options_of_the_code_reward_that_cannot_work(make_config, monkeypatch, kwargs, message):
+    monkeypatch.setattr(code_reward, "_PAUSE_S", 0.0)
+    config = make_config(**CODE, **{"reward.custom_reward_function.reward_kwargs": kwargs})
+    with pytest.raises(ValueError, match=message):
+        preflight.check(config)
 
 
 def test_key_that_nobody_set(make_config):
