@@ -2,14 +2,18 @@
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
+from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, DictConfigWrap
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.trainer.ppo.v1 import agent_loop_tq
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
 from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
@@ -309,3 +313,123 @@ def test_a_sample_keeps_what_was_set_and_no_default(y_o):
     bare.extra_fields["max_global_steps"] = 7  # which pydantic does not count as set
     assert _as_sample(bare).extra_fields == {"max_global_steps": 7}
     assert "reward_score" not in _as_sample(bare).model_fields_set
+
+
+SECRET = "zebra QUARTZ"
+SECRET_ROW = {**ROW, "extra_info": {"reference_solution": f"{SECRET}: 12+34=46"}, "global_steps": 1}
+NOT_READ_BY_THE_STUDENT = {"teacher_input_ids", "extra_info"}
+"""Columns that may hold y*: what the teacher reads, and the row of the data set that travels along."""
+
+SHOWN = [
+    ("opsd",),
+    ("opsd", "trd.teacher.scorer=prefill", "trd.objective.support=teacher_topk", "trd.objective.entry_clip=null"),
+    ("opd_forward_kl", "trd.teacher.context=refine", "trd.rewrite.with_reference=true"),
+    ("opd_topk", "trd.teacher.context=privileged"),
+    ("trd_opsd",),
+    ("trd_opsd", "trd.teacher.context=privileged"),
+    ("trd_opsd", "trd.teacher.context=vanilla"),
+    ("trd_opsd", "trd.rewrite.fallback=mask"),
+    ("sft_y_r", "trd.rewrite.with_reference=true"),
+    ("trd_grpo", "trd.rewrite.with_reference=true"),
+    ("trd_grpo", "trd.rewrite.with_reference=true", "trd.teacher.scorer=engine"),
+]
+
+
+@pytest.fixture
+def rows_of(make_worker, monkeypatch):
+    """Rows as verl writes them to TransferQueue, each a dictionary of columns."""
+
+    def make(*changes, client, y_o, validate=False):
+        worker = make_worker(*changes, "data.max_refine_length=2000", client=client)
+        worker.processor, grade = None, worker._compute_score
+        written = []
+
+        async def grade_once(outputs, kwargs):
+            if outputs[-1].reward_score is None:
+                await grade(outputs, kwargs)
+
+        async def keep(fields, **_):
+            names = list(fields.keys())
+            written.extend({name: fields[name][i] for name in names} for i in range(len(fields)))
+
+        worker._compute_score = grade_once
+        monkeypatch.setattr(agent_loop_tq.tq, "async_kv_batch_put", keep)
+        asyncio.run(worker._agent_loop_postprocess(y_o, validate, **SECRET_ROW))
+        return written
+
+    return make
+
+
+def holds_secret(value, tokenizer):
+    """Whether a word of y* can be read there: in text, in token ids, or in either inside something else."""
+    if isinstance(value, dict):
+        return any(holds_secret(item, tokenizer) for item in value.values())
+    if isinstance(value, torch.Tensor):
+        value = value.flatten().tolist()
+    if isinstance(value, list | tuple) and value and all(isinstance(item, int) for item in value):
+        value = tokenizer.decode([max(item, 0) for item in value])
+    if isinstance(value, list | tuple):
+        return any(holds_secret(item, tokenizer) for item in value)
+    return any(word in str(value) for word in SECRET.split())
+
+
+@pytest.mark.parametrize("changes", SHOWN, ids=" ".join)
+@pytest.mark.parametrize(
+    "fate",
+    [{}, {"finish_reason": "length"}, {"fails_at": ["rewrite"]}, {"fails_at": ["rewrite", "score"]}],
+    ids=["accepted", "unfinished", "failed", "failed twice"],
+)
+def test_no_row_shows_the_student_a_reference(rows_of, y_o, tokenizer, changes, fate):
+    client = Client(tokenizer, **fate)
+    rows = rows_of(*changes, client=client, y_o=y_o)
+    assert len(rows) == 1 + (changes[0] == "trd_grpo")
+    for row in rows:
+        assert {"prompts", "responses", "input_ids", "position_ids", "response_mask", "raw_prompt"} <= set(row)
+        record = dict(row["extra_fields"].get("trd") or {})
+        record.pop("teacher_prompt_ids", None)
+        seen = {name: value for name, value in row.items() if name not in {"extra_fields", *NOT_READ_BY_THE_STUDENT}}
+        seen |= {**row["extra_fields"], "trd": record}
+        assert [name for name, value in seen.items() if holds_secret(value, tokenizer)] == []
+        assert row["prompts"].tolist() == y_o.prompt_ids
+        assert row["input_ids"].tolist() == [*row["prompts"].tolist(), *row["responses"].tolist()]
+    # The search finds what it looks for: the teacher did see y*.
+    shown = [request["prompt_ids"] for request in client.requests]
+    shown += [row["teacher_input_ids"] for row in rows if "teacher_input_ids" in row]
+    assert any(holds_secret(ids, tokenizer) for ids in shown)
+
+
+def test_the_row_of_the_task_reward_has_no_reference_at_all(rows_of, y_o, tokenizer):
+    changes = ("trd_grpo", "trd.rewrite.with_reference=true", "trd.teacher.scorer=engine")
+    _, policy = rows_of(*changes, client=Client(tokenizer), y_o=y_o)
+    assert not holds_secret(policy["teacher_input_ids"], tokenizer)
+
+
+@pytest.mark.parametrize("changes", [("opsd",), ("trd_opsd",)], ids=" ".join)
+def test_no_validation_row_shows_the_student_a_reference(rows_of, y_o, tokenizer, changes):
+    client = Client(tokenizer)
+    (row,) = rows_of(*changes, client=client, y_o=y_o, validate=True)
+    assert [name for name, value in row.items() if holds_secret(value, tokenizer)] == ["extra_info"]
+    assert "teacher_input_ids" not in row
+    assert client.requests == []
+
+
+def test_the_students_server_is_asked_with_the_problem_alone(tokenizer):
+    asked = []
+
+    async def generate(prompt_ids, **_):
+        asked.append(prompt_ids)
+        return TokenOutput(token_ids=[tokenizer.eos_token_id], stop_reason="completed")
+
+    with initialize_config_dir(str(CONFIGS), version_base=None):
+        config = compose("trd_trainer", overrides=["method=trd_opsd", "model=tiny", "data=tiny_world", "cluster=cpu"])
+    loop = SingleTurnAgentLoop(
+        trainer_config=DictConfigWrap(config),
+        server_manager=SimpleNamespace(generate=generate),
+        tokenizer=tokenizer,
+        processor=None,
+        dataset_cls=RLHFDataset,
+        data_config=DictConfigWrap(config.data),
+    )
+    output = loop.loop.run_until_complete(loop.run({}, **SECRET_ROW))
+    expected = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
+    assert asked == [output.prompt_ids] == [expected]
