@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # TRD in the setting of its paper (arXiv 2606.08432): student Qwen3-1.7B, teacher Qwen3-8B, eight GPUs of 80 GB.
-# Unlike the release: y_o is sampled anew in every step, and all parameters are trained, not LoRA of rank 64.
+# Unlike the release: y_o is sampled anew in every step, and all parameters are trained, not LoRA of rank 64; for that,
+# put experiment=lora behind the script's name.
 #SBATCH --nodes=1 --ntasks-per-node=1 --gpus-per-node=8 --cpus-per-task=64 --mem=0
 #SBATCH --time=24:00:00 --signal=B:USR1@1200 --requeue --open-mode=append
 set -euo pipefail

@@ -20,6 +20,9 @@ SWITCH = "enable_thinking"
 KWARGS = "data.apply_chat_template_kwargs"
 """Where verl has the arguments of the student's chat template, in training and in validation."""
 
+Side = tuple[PreTrainedTokenizerBase, Mapping[str, Any]]
+"""A tokenizer and the arguments of its chat template."""
+
 
 def switched(template_kwargs: Mapping[str, Any], thinking: bool | None) -> dict[str, Any]:
     """Arguments of a chat template with thoughts on or off; None leaves them as they are."""
@@ -89,6 +92,8 @@ def check_teacher(
         _check_known(role, thinking, teacher, template_kwargs)
         theirs = switched(template_kwargs, thinking)
         if _begin_alike((student, template_kwargs), (teacher, theirs)):
+            if thinking is None and trd.trajectory == "y_o" and not reacts(student, template_kwargs):
+                _say_thoughts_expected(context, role, (teacher, theirs))
             continue
         ours = opening(student, template_kwargs)
         difference = (
@@ -102,6 +107,16 @@ def check_teacher(
         show(f"WARNING {difference}; {remedy}")
 
 
+def _say_thoughts_expected(context: str, role: str, teacher: Side) -> None:
+    """Both begin behind the same marker, and the teacher's model begins with thoughts there."""
+    tokenizer, kwargs = teacher
+    if reacts(tokenizer, kwargs) and opening(tokenizer, kwargs) == opening(tokenizer, switched(kwargs, True)):
+        show(
+            f"WARNING the student's chat template knows no {SWITCH}, and the teacher's asks for thoughts in the "
+            f"{context} context: if the student writes none, set trd.{role}_thinking=False"
+        )
+
+
 def _check_known(
     role: str, thinking: bool | None, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any]
 ) -> None:
@@ -110,10 +125,6 @@ def _check_known(
             f"trd.{role}_thinking={thinking}: the chat template of this model does not know {SWITCH}, so nothing would "
             f"change; leave it null (what a template does know goes to {KWARGS})"
         )
-
-
-Side = tuple[PreTrainedTokenizerBase, Mapping[str, Any]]
-"""A tokenizer and the arguments of its chat template."""
 
 
 def _begin_alike(student: Side, teacher: Side) -> bool:

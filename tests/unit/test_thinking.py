@@ -123,6 +123,15 @@ def test_a_model_without_thoughts_and_an_empty_block_begin_alike(speak, capsys):
     assert "no value of the switch helps" in line
 
 
+def test_a_teacher_that_expects_thoughts_of_a_model_without_them_is_said(speak, capsys):
+    sides = {"student": speak(), "teacher": speak(HYBRID)}
+    (line,) = warnings_of(capsys, "method=opd_forward_kl", **sides)
+    assert line.endswith("if the student writes none, set trd.teacher_thinking=False")
+    # Not where the response is the teacher's own, nor where thoughts are asked for.
+    assert warnings_of(capsys, "method=trd_opd", **sides) == []
+    assert warnings_of(capsys, "method=opd_forward_kl", "trd.teacher_thinking=true", **sides) == []
+
+
 def test_a_difference_that_was_asked_for_is_said(speak, capsys):
     # OPSD's scripts: the student answers at once, the teacher thinks.
     lines = warnings_of(
