@@ -1,6 +1,7 @@
 """From a rollout to rows of a batch: what is asked of the teacher, and what the trainer gets."""
 
 import asyncio
+import copy
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from verl.utils.dataset.rl_dataset import RLHFDataset
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
+from recipe.trd import thinking
 from recipe.trd.agent_loop import TrainingSample, TrdAgentLoopWorker, _as_sample
 from recipe.trd.rewrite import Teacher
 
@@ -413,7 +415,21 @@ def test_no_validation_row_shows_the_student_a_reference(rows_of, y_o, tokenizer
     assert client.requests == []
 
 
-def test_the_students_server_is_asked_with_the_problem_alone(tokenizer):
+def test_a_teacher_that_is_the_student_has_the_chat_template_of_the_run(make_worker, tokenizer):
+    worker = make_worker("opsd")
+    worker.tokenizer, worker.llm_client = copy.deepcopy(tokenizer), None
+    worker.take_up_method()
+    assert worker.teacher.tokenizer is worker.tokenizer
+
+
+EMPTY = "<think></think>"
+HYBRID = "{% if add_generation_prompt and enable_thinking is defined and not enable_thinking %}" + EMPTY + "{% endif %}"
+
+
+@pytest.mark.parametrize("switch", ["null", "true", "false"])
+def test_the_students_server_is_asked_with_the_problem_alone(tokenizer, switch):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template += HYBRID
     asked = []
 
     async def generate(prompt_ids, **_):
@@ -421,7 +437,9 @@ def test_the_students_server_is_asked_with_the_problem_alone(tokenizer):
         return TokenOutput(token_ids=[tokenizer.eos_token_id], stop_reason="completed")
 
     with initialize_config_dir(str(CONFIGS), version_base=None):
-        config = compose("trd_trainer", overrides=["method=trd_opsd", "model=tiny", "data=tiny_world", "cluster=cpu"])
+        overrides = ["method=opsd", "model=tiny", "data=tiny_world", "cluster=cpu"]
+        config = compose("trd_trainer", overrides=[*overrides, f"trd.student_thinking={switch}"])
+    thinking.set_for_student(config, omega_conf_to_dataclass(config.trd), tokenizer)
     loop = SingleTurnAgentLoop(
         trainer_config=DictConfigWrap(config),
         server_manager=SimpleNamespace(generate=generate),
@@ -431,5 +449,6 @@ def test_the_students_server_is_asked_with_the_problem_alone(tokenizer):
         data_config=DictConfigWrap(config.data),
     )
     output = loop.loop.run_until_complete(loop.run({}, **SECRET_ROW))
-    expected = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
-    assert asked == [output.prompt_ids] == [expected]
+    expected = "<|im_start|>user\n12+34=?<|im_end|>\n<|im_start|>assistant\n" + (EMPTY if switch == "false" else "")
+    assert asked == [output.prompt_ids]
+    assert tokenizer.decode(output.prompt_ids) == expected
