@@ -300,6 +300,19 @@ def test_a_service_that_does_not_answer_is_no_verdict(fusion):
         score(SUM, SUMS, sandbox_fusion_url=fusion)
 
 
+def test_a_trivial_program_is_run_before_anything_depends_on_it(fusion, monkeypatch):
+    code_reward.check(max_tests=5)
+    code_reward.check(sandbox_fusion_url=fusion)
+    Fusion.refusals = 1000
+    with pytest.raises(sandbox.SandboxError, match=r"no result for 1 of 1 runs"):
+        code_reward.check(sandbox_fusion_url=fusion)
+    with pytest.raises(ValueError, match=r"reward_kwargs\.max_tests=0 must be a whole number"):
+        code_reward.check(max_tests=0)
+    monkeypatch.setattr(code_reward, "grade", lambda *_: [code_reward.Verdict.CRASH])
+    with pytest.raises(sandbox.SandboxError, match=r"one line got the verdict crash with timeout_s=10 and memory_mb=2"):
+        code_reward.check(memory_mb=2)
+
+
 def test_verl_loads_the_reward_with_its_options():
     from omegaconf import OmegaConf
     from verl.trainer.ppo.reward import get_custom_reward_fn
