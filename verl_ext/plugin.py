@@ -33,9 +33,11 @@ def register() -> None:
 def register_vllm() -> None:
     """Adapt vLLM's engine and worker processes; does nothing unless `VERL_PLATFORM=cpu`."""
     if is_cpu_platform():
+        from verl_ext.cpu.vllm_adapters import leave_heads_alone
         from verl_ext.cpu.vllm_weights import keep_unpacked_weights
 
         keep_unpacked_weights()
+        leave_heads_alone()
 
 
 register()

@@ -55,6 +55,8 @@ _LOSSES = "verl.trainer.distillation.losses"
 _SERVER = "verl.workers.rollout.vllm_rollout.vllm_async_server.vLLMHttpServer"
 _REPLICA = "verl.workers.rollout.vllm_rollout.vllm_async_server.vLLMReplica"
 _TRANSFER = "verl.workers.rollout.vllm_rollout.bucketed_weight_transfer.BucketedWeightSender"
+_EXTENSION = "verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension"
+_ROLLOUT = "verl.workers.rollout.vllm_rollout.vllm_rollout.ServerAdapter"
 _ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 _FSDP, _LM = f"{_ENGINE}.FSDPEngine", f"{_ENGINE}.FSDPEngineWithLMHead"
 _REGISTRY = "verl.workers.engine.base.EngineRegistry"
@@ -85,6 +87,8 @@ _EXTENDED = (
             "_compute_old_log_prob": "skips a forward pass that no loss needs",
             "_compute_metrics": "adds the metrics of the rewrites",
             "_log_rollout_data": "writes y_o and y_r",
+            "on_init_end": "checks that servers have weights",
+            "on_step_end": "checks that servers have weights",
         },
     ),
     (
@@ -135,8 +139,23 @@ _EXTENDED = (
         },
     ),
     (_AGENT_MANAGER, "recipe.trd.agent_loop.TrdAgentLoopManager", {"__init__": "puts in our worker"}),
-    (_SERVER, "verl_ext.topk_server.TopKServer", {"generate": "answers with top-k log-probs"}),
-    (_REPLICA, "verl_ext.topk_server.TopKTeacherReplica", {"__init__": "chooses the server's class"}),
+    (
+        _SERVER,
+        "verl_ext.topk_server.TopKServer",
+        {
+            "generate": "answers with top-k log-probs",
+            "_get_worker_extension_cls": "takes in the average of a LoRA student",
+            "run_server": "holds two adapters",
+            "run_headless": "holds two adapters",
+        },
+    ),
+    (
+        _EXTENSION,
+        "verl_ext.adapters.AdapterExtension",
+        {"update_weights_from_ipc": "knows whose adapter comes", "_update_weights": "names it"},
+    ),
+    (_ROLLOUT, "verl_ext.adapters.AdapterRollout", {"update_weights": "sends the average first"}),
+    (_REPLICA, "verl_ext.topk_server.TopKReplica", {"__init__": "chooses the server's class"}),
 )
 
 OVERRIDES = (
@@ -215,6 +234,7 @@ SYMBOLS = {
     "verl_ext/engine/self_teacher.py": (Symbol(f"{_FSDP}.disable_adapter()", "the student at step 0"),),
     "verl_ext/engine/worker.py": (
         Symbol(f"{_REGISTRY}.new(model_type, backend, args, kwargs)", "builds the teacher"),
+        Symbol(f"{_FSDP}.get_per_tensor_param(layered_summon, base_sync_done)", "adapters as the server knows them"),
         Symbol(f"{_FSDP}.initialize()", "builds the teacher"),
         Symbol(f"{_FSDP}.to(device, model, optimizer, grad)", "offloads the teacher"),
         Symbol("verl.trainer.config.CheckpointConfig(save_contents, load_contents)", "a teacher saves nothing"),
@@ -228,6 +248,14 @@ SYMBOLS = {
         Symbol("transformers.PreTrainedModel.get_output_embeddings()", "the output head"),
         Symbol("transformers.PreTrainedConfig.get_text_config()", "what a model does to its logits"),
     ),
+    "verl_ext/adapters.py": (
+        Symbol(
+            "verl.utils.vllm.TensorLoRARequest(lora_name, lora_int_id, lora_path, peft_config, lora_tensors)", "adds"
+        ),
+        Symbol("vllm.lora.request.LoRARequest(lora_name, lora_int_id, lora_path)", "names the average"),
+        Symbol("vllm.v1.worker.gpu_worker.Worker.add_lora(lora_request)", "adds"),
+        Symbol("vllm.v1.worker.gpu_worker.Worker.remove_lora(lora_id)", "replaces"),
+    ),
     "verl_ext/topk_server.py": (
         Symbol(f"{_REPLICAS}.RolloutReplicaRegistry.register(name, loader)", "replaces vLLM's replica"),
         Symbol(f"{_REPLICAS}.TokenOutput(token_ids, stop_reason, extra_fields)", "what a server answers"),
@@ -239,7 +267,7 @@ SYMBOLS = {
         ),
         Symbol("vllm.inputs.TokensPrompt(prompt_token_ids)", "token in, token out"),
         Symbol("vllm.logprobs.FlatLogprobs(start_indices, token_ids, logprobs)", "arrays of log-probs"),
-        Symbol("vllm.v1.engine.async_llm.AsyncLLM.generate(prompt, sampling_params, request_id)", "runs a request"),
+        Symbol("vllm.v1.engine.async_llm.AsyncLLM.generate(prompt, sampling_params, request_id, lora_request)", "asks"),
     ),
     "verl_ext/cpu/platform.py": (
         Symbol(
@@ -279,6 +307,8 @@ ATTRIBUTES = {
     ),
     "recipe/trd/trainer.py": (
         Attribute(f"{_TRAINER}.tokenizer", "texts of the dump"),
+        Attribute(f"{_TRAINER}.llm_server_manager", "the student's servers"),
+        Attribute(f"{_TRAINER}.teacher_model_manager", "the teacher's servers"),
         Attribute(f"{_TRAINER}.role_worker_mapping", "puts in our worker"),
         Attribute(f"{_TRAINER}._dump_executor", "writes the dump beside the training"),
         Attribute("verl.trainer.ppo.utils.Role.ActorRollout", "puts in our worker"),
@@ -305,14 +335,18 @@ ATTRIBUTES = {
     "verl_ext/engine/worker.py": (
         Attribute("verl.workers.engine_workers.TrainingWorker.engine", "the student's engine"),
         Attribute(f"{_WORKER}.actor", "the student's engine"),
+        Attribute(f"{_WORKER}.rollout", "sends the average"),
+        Attribute(f"{_WORKER}.layered_summon", "how adapters are gathered"),
         Attribute(f"{_FSDP}.model_config", "the teacher shares settings"),
         Attribute(f"{_FSDP}.engine_config", "the teacher is sharded in the student's way"),
         Attribute(f"{_FSDP}.is_param_offload_enabled", "where the teacher's weights lie"),
     ),
     "verl_ext/engine/causal_lm.py": (Attribute("transformers.PreTrainedModel.base_model", "the model without head"),),
     "verl_ext/topk_server.py": (
-        Attribute(f"{_REPLICA}.server_class", "is replaced for teachers"),
-        Attribute(f"{_REPLICA}.is_teacher_model", "which replicas are teachers"),
+        Attribute(f"{_REPLICA}.server_class", "is replaced"),
+        Attribute(f"{_REPLICA}.is_reward_model", "but for reward models"),
+        Attribute(f"{_SERVER}.lora_as_adapter", "whether the student's adapters lie beside its base"),
+        Attribute(f"{_SERVER}.model_config", "number of tokens"),
         Attribute(f"{_SERVER}.engine", "runs a request; has died or not"),
         Attribute(f"{_SERVER}.config", "max_model_len"),
         Attribute(f"{_SERVER}.global_steps", "version of the weights"),

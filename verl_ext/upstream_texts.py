@@ -18,6 +18,7 @@ class Text:
 
 
 _AGENT_WORKER = "verl.trainer.ppo.v1.agent_loop_tq.AgentLoopWorkerTQ"
+_EXTENSION = "verl.workers.rollout.vllm_rollout.utils.vLLMColocateWorkerExtension"
 _ENGINE = "verl.workers.engine.fsdp.transformer_impl"
 _OUTPUT = "verl.experimental.agent_loop.agent_loop.AgentLoopOutput"
 _REGISTRY = "verl.workers.engine.base.EngineRegistry"
@@ -74,6 +75,22 @@ TEXTS = {
         Text(f"{_LM}.prepare_model_inputs", 'micro_batch["temperature"]', "the teacher's is 1"),
         Text("verl.workers.engine.utils.postprocess_batch_func", 'o["loss"]', "what we report of a micro-batch"),
     ),
+    "verl_ext/adapters.py": (
+        Text("verl.workers.rollout.base.get_rollout_class", "_ROLLOUT_REGISTRY[(rollout_name, mode)]", "finds our end"),
+        Text(
+            f"{_EXTENSION}.update_weights_from_ipc",
+            "self.remove_lora(VLLM_LORA_INT_ID)",
+            "the average goes before the student's adapter",
+        ),
+        Text(
+            "verl.workers.rollout.vllm_rollout.vllm_rollout.ServerAdapter.update_weights",
+            'kwargs={**kwargs, "use_shm": self.use_shm}',
+            "carries our word to the extension",
+        ),
+        Text(
+            f"{_WORKER}.update_weights", "peft_config=peft_config, base_sync_done=True", "only then adapters are sent"
+        ),
+    ),
     "verl_ext/engine/causal_lm.py": (
         Text(f"{_FSDP}._build_model_optimizer", "module = self._build_module()", "before adapters and FSDP"),
         Text(f"{_FSDP}._build_model_optimizer", "signature(module.forward).parameters", "ours keeps the signature"),
@@ -116,6 +133,13 @@ TEXTS = {
         ),
     ),
     "pyproject.toml": (Text("verl", "verl.plugins", "loads the plug-in in every process"),),
+    "verl_ext/cpu/vllm_adapters.py": (
+        Text(
+            "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU.add_lora_logits",
+            "bgmv_shrink(x, lora_a_stacked, buffer, self.sampler_indices, scale)",
+            "one row a request; no longer so: our replacement can go",
+        ),
+    ),
     "verl_ext/cpu/vllm_weights.py": (
         Text(
             "vllm.model_executor.layers.linear",

@@ -69,16 +69,14 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             path = self.config.actor_rollout_ref.model.path
         elif self.trd.has_server:
             path = self.config.distillation.teacher_models.teacher_model.model_path
-        client = self.llm_client if self.trd.trajectory == "y_r" and self.trd.rewrite.weights == "live" else None
-        if self.trd.has_server:
-            client = next(iter(self.teacher_client.values()))
         # The student's own has the chat template of the run (actor_rollout_ref.model.custom_chat_template).
         tokenizer = self.tokenizer
         if not self.trd.is_self:
             tokenizer = hf_tokenizer(path, trust_remote_code=self.config.actor_rollout_ref.model.trust_remote_code)
         self.teacher = Teacher(
             config=self.trd,
-            client=client,
+            client=next(iter(self.teacher_client.values())) if self.trd.has_server else None,
+            student_client=self.llm_client,
             tokenizer=tokenizer,
             eos_token_ids=eos_token_ids(path, tokenizer),
             student_eos_token_id=self.tokenizer.eos_token_id,

@@ -84,6 +84,8 @@ def trainer_states(config: DictConfig, student: Architecture) -> dict[str, float
         "gradients": trained * size,
         "optimiser": 2 * trained * size,
     }
+    if config.trd.teacher.weights == "ema":
+        parts["average"] = 4 * trained
     if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
         # With LoRA the reference is the model without its adapter.
         parts["reference"] = 0 if lora else student.num_parameters * size
@@ -124,9 +126,8 @@ def update_extras(config: DictConfig, student: Architecture) -> dict[str, float]
 def _holds_teacher(config: DictConfig) -> bool:
     """Whether a teacher with weights of its own lies beside the student, and not the student or its LoRA-free base."""
     trd = config.trd
-    shares = trd.teacher.weights == "live" or (
-        trd.teacher.weights == "frozen" and config.actor_rollout_ref.model.lora_rank
-    )
+    has_adapters = config.actor_rollout_ref.model.lora_rank > 0
+    shares = trd.teacher.weights in ("live", "ema") or (trd.teacher.weights == "frozen" and has_adapters)
     return trd.teacher.scorer == "engine" and not shares
 
 

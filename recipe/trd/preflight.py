@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
-from recipe.trd import bridge, code_reward, prompts, sandbox, thinking
+from recipe.trd import bridge, code_reward, prompts, sandbox, student_server, thinking
 from recipe.trd.schema import TrdConfig
 from recipe.trd.terms import TOP_K_SUPPORTS
 from verl_ext import plugin
@@ -115,6 +115,12 @@ def _check_objective(config: DictConfig, trd: TrdConfig) -> None:
             raise ValueError(f"{key}={given} does not go with method {trd.method}, which needs {value}; leave it out")
     if trd.teacher.weights == "ema" and config.actor_rollout_ref.actor.strategy != "fsdp2":
         raise ValueError(f"trd.teacher.weights=ema needs {actor}.strategy=fsdp2, whose shards can be exchanged")
+    if trd.teacher.weights == "frozen" and config.actor_rollout_ref.model.lora_adapter_path is not None:
+        raise ValueError(
+            "trd.teacher.weights=frozen with actor_rollout_ref.model.lora_adapter_path: the student at step 0 has that "
+            "adapter, and the frozen teacher would be the base without it; export the adapter into a model of its own "
+            "first (docs/export.md), or set trd.teacher.weights=ema or live"
+        )
     if trd.objective.task_reward_coef > 0 and config.algorithm.adv_estimator == "distillation":
         raise ValueError(
             f"trd.objective.task_reward_coef={trd.objective.task_reward_coef} needs advantages: set "
@@ -266,12 +272,8 @@ def _context_limit(model: _Model) -> int:
 def _check_lengths(config: DictConfig, trd: TrdConfig, student: _Model) -> None:
     needed = config.data.max_prompt_length + config.data.max_response_length
     limit = config.actor_rollout_ref.rollout.max_model_len or _context_limit(student)
-    rewrites = trd.trajectory == "y_r" and trd.rewrite.weights == "live"
-    if rewrites and (longest := trd.rewrite.max_prompt_length + trd.rewrite.max_response_length) > limit:
-        raise ValueError(
-            f"trd.rewrite.weights=live: the refine context needs {longest} tokens on the student's server, which has "
-            f"{limit}: raise actor_rollout_ref.rollout.max_model_len or lower trd.rewrite.max_prompt_length"
-        )
+    if trd.asks_student:
+        student_server.prepare(config, trd, needed=_teacher_lengths(config, trd), limit=_context_limit(student))
     if needed > limit:
         raise ValueError(
             f"data.max_prompt_length + data.max_response_length = {needed} tokens do not fit into {limit}: raise "

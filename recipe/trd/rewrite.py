@@ -65,6 +65,7 @@ class Teacher:
         *,
         config: TrdConfig,
         client: LLMServerClient | None,
+        student_client: LLMServerClient | None = None,
         tokenizer: PreTrainedTokenizerBase,
         eos_token_ids: Sequence[int],
         student_eos_token_id: int,
@@ -72,7 +73,7 @@ class Teacher:
         template_kwargs: Mapping[str, Any],
     ) -> None:
         self.config = config
-        self.client = client
+        self.client, self.student_client = client, student_client
         self.tokenizer = tokenizer
         self.eos_token_ids = tuple(eos_token_ids)
         self.student_eos_token_id = student_eos_token_id
@@ -121,6 +122,14 @@ class Teacher:
             return ids
         return np.where(ids == ours, theirs, np.where(ids == theirs, ours, ids)).astype(ids.dtype)
 
+    async def _ask(self, weights: str, **request: Any) -> TokenOutput:
+        """Send a request to the server that has these weights."""
+        client = self.student_client if self.config.on_student(weights) else self.client
+        assert client is not None, "whoever rewrites or scores has a server"
+        if weights == "ema":
+            request["averaged"] = True
+        return await client.generate(request_id=uuid4().hex, **request)
+
     def _topk(self, output: TokenOutput) -> TopK:
         return TopK(self._renamed(output.extra_fields["topk_ids"]), output.extra_fields["topk_log_probs"])
 
@@ -128,7 +137,6 @@ class Teacher:
         self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int], y_star: str | None = None
     ) -> Rewrite:
         """Ask for y_r under the refine context and judge it. A server that fails is a verdict, not an exception."""
-        assert self.client is not None, "a method that rewrites has a server"
         settings = self.config.rewrite
         started = time.time()
         if self.config.rewrite.with_reference and y_star is None:
@@ -144,12 +152,10 @@ class Teacher:
             "top_k": settings.top_k,
         }
         try:
-            # The teacher's server always takes the top-k path: it alone reports why generation ended. The student's
-            # server knows no such path; what it does not say, the last token does.
-            extra = {"topk": topk or 1} if self.config.rewrite.weights != "live" else {}
-            output = await self.client.generate(
-                request_id=uuid4().hex, prompt_ids=context.ids, sampling_params=sampling_params, **extra
-            )
+            # The top-k path alone reports why generation ended, and has no weights of the student as it is. What verl's
+            # path does not say, the last token does.
+            extra = {"topk": topk or 1} if settings.weights != "live" else {}
+            output = await self._ask(settings.weights, prompt_ids=context.ids, sampling_params=sampling_params, **extra)
         except Exception as error:
             # The network boundary: the sample falls back, the failure is counted, the watchdog looks after the server.
             logger.exception("the teacher's server failed on a rewrite")
@@ -176,9 +182,8 @@ class Teacher:
         Raises:
             Exception: whatever the server raised, or RuntimeError when it aborted.
         """
-        assert self.client is not None, "a scorer on a server has one"
-        output = await self.client.generate(
-            request_id=uuid4().hex,
+        output = await self._ask(
+            self.config.teacher.weights,
             prompt_ids=[*context_ids, *self.in_teachers_tokens(response_ids)],
             sampling_params={},
             topk=self.config.objective.top_k,

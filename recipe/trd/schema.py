@@ -15,10 +15,26 @@ __all__ = [
     "HiddenConfig",
     "ObjectiveConfig",
     "RewriteConfig",
+    "StudentConfig",
     "TeacherConfig",
     "TermConfig",
     "TrdConfig",
 ]
+
+
+@dataclass(kw_only=True)
+class StudentConfig(BaseConfig):
+    """What verl's keys say of the student, where it decides who answers for whom."""
+
+    lora_rank: int
+    """Rank of its adapters; 0: all its weights are trained."""
+    lora_merge: bool
+    """Whether its server gets base and adapters as one."""
+
+    @property
+    def serves_base(self) -> bool:
+        """Whether its server can answer without the adapters, or with others."""
+        return self.lora_rank > 0 and not self.lora_merge
 
 
 @dataclass(kw_only=True)
@@ -73,7 +89,8 @@ class RewriteConfig(BaseConfig):
     """How y_r is asked for, and what happens to a sample whose rewrite is rejected."""
 
     weights: str
-    """Whose weights write y_r: those of the teacher's server (`external`, `frozen`) or the student's (`live`)."""
+    """Whose weights write y_r: `external` on the teacher's server; `live` on the student's; `frozen` on the student's
+    without its adapters (LoRA), else on a server of its own; `ema` on the student's with averaged adapters."""
     template: str
     """Name of a file in recipe/trd/templates, or a path that ends in .jinja."""
     with_reference: bool
@@ -120,6 +137,7 @@ class TrdConfig(BaseConfig):
     """The same in the vanilla and the privileged context; None is what the student's template is given."""
     rewrite_thinking: bool | None
     """The same in the refine context, in which y_r is written and scored."""
+    student: StudentConfig
     teacher: TeacherConfig
     rewrite: RewriteConfig
     objective: ObjectiveConfig
@@ -208,21 +226,32 @@ class TrdConfig(BaseConfig):
 
     def _check_weights(self) -> None:
         scorer, teacher, author = self.teacher.scorer, self.teacher.weights, self.rewrite.weights
-        if scorer in ("generation", "prefill") and teacher in ("live", "ema"):
+        on_server = scorer in ("generation", "prefill")
+        if on_server and (teacher == "live" or (teacher == "ema" and not self.student.serves_base)):
             raise ValueError(
-                f"trd.teacher.scorer={scorer} asks a server of the teacher's own, and weights={teacher} are in the "
-                "training process alone; set trd.teacher.scorer=engine"
+                f"trd.teacher.scorer={scorer} asks a server, and weights={teacher} are in the training process alone; "
+                "set trd.teacher.scorer=engine"
             )
         if scorer == "generation" and author != teacher:
             raise ValueError(
                 f"trd.teacher.scorer=generation returns log-probs of whoever writes y_r, which is {author}, not "
                 f"{teacher}; set trd.teacher.scorer=engine or prefill"
             )
-        if self.trajectory == "y_o" or author == "live":
-            return
-        if author in ("ema", "none"):
+        if self.trajectory == "y_r" and author != "live":
+            self._check_author(author)
+
+    def _check_author(self, author: str) -> None:
+        teacher = self.teacher.weights
+        if author == "ema" and not self.student.serves_base:
             raise ValueError(
-                f"trd.rewrite.weights={author}: no server has these weights; set trd.rewrite.weights=live or frozen"
+                "trd.rewrite.weights=ema: no server has these weights, because the average of a student is a second "
+                "adapter on its server, and this one trains all its weights or merges its adapters; set "
+                "trd.rewrite.weights=live or frozen, or train adapters: actor_rollout_ref.model.lora_rank"
+            )
+        if author == "none" or (author == "ema" and teacher != "ema"):
+            raise ValueError(
+                f"trd.rewrite.weights={author} with trd.teacher.weights={teacher}: no server has these weights; set "
+                "trd.rewrite.weights=live or frozen"
             )
         if "external" in (author, teacher) and author != teacher:
             raise ValueError(
@@ -243,9 +272,28 @@ class TrdConfig(BaseConfig):
     @property
     def has_server(self) -> bool:
         """Whether the teacher has a server of its own: to rewrite, or to score."""
-        rewrites = self.trajectory == "y_r" and self.rewrite.weights != "live"
+        return self.teacher.weights != "none" and any(not self.on_student(weights) for weights in self._asked())
+
+    @property
+    def asks_student(self) -> bool:
+        """Whether the student's own server rewrites or scores."""
+        return any(self.on_student(weights) for weights in self._asked())
+
+    @property
+    def asks_average(self) -> bool:
+        """Whether the student's own server answers with the average of its adapters."""
+        return "ema" in self._asked()
+
+    def on_student(self, weights: str) -> bool:
+        """Whether the student's own server has these weights: as it is, without its adapters, or with their average."""
+        is_there = weights == "live" or (weights in ("frozen", "ema") and self.student.serves_base)
+        return is_there and not self.upstream
+
+    def _asked(self) -> list[str]:
+        """Weights that some server has to answer with: to rewrite, and to score."""
+        rewrites = self.trajectory == "y_r"
         scores = self.upstream or self.teacher.scorer in ("generation", "prefill")
-        return self.teacher.weights != "none" and (rewrites or scores)
+        return [self.rewrite.weights] * rewrites + [self.teacher.weights] * scores
 
     @property
     def is_self(self) -> bool:

@@ -35,6 +35,24 @@ class TrdTrainer(Reporting, PPOTrainerSync):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(TrdWorker)
 
+    def on_init_end(self) -> None:
+        """Send weights to the servers, and see that every server has some."""
+        super().on_init_end()
+        self._check_servers()
+
+    def on_step_end(self) -> None:
+        """The same, after an update."""
+        super().on_step_end()
+        self._check_servers()
+
+    def _check_servers(self) -> None:
+        """A server that lost its weights teaches noise, of which no loss tells."""
+        replicas = list(self.llm_server_manager.get_replicas())
+        if self.teacher_model_manager is not None:
+            for manager in self.teacher_model_manager.teacher_model_managers.values():
+                replicas += manager.rollout_replicas
+        ray.get([replica.server_handle.check_weights.remote() for replica in replicas])
+
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         # The policy that sampled is the current one in the first update of a batch: a whole forward pass saved.
         if not self._needs_old_log_probs():

@@ -42,17 +42,15 @@ class TrdWorker(DistillationWorker):
 
     def _take_up_teacher(self) -> None:
         """A model of its own, or the student's module as it is, without its adapters, or with averaged weights."""
-        teacher, student = self.trd.teacher, self.actor.engine
-        has_adapters = student.model_config.lora_rank > 0
+        teacher, is_average = self.trd.teacher, self.trd.teacher.weights == "ema"
+        has_adapters = self.trd.student.lora_rank > 0
+        self.set_average(teacher.ema_decay if is_average else None, on_server=self.trd.asks_average)
         if teacher.scorer != "engine":
             self.set_teacher(None)
         elif teacher.weights == "external" or (teacher.weights == "frozen" and not has_adapters):
             self.set_teacher(teacher.engine.path, dtype=teacher.engine.dtype, offload=teacher.engine.offload)
         else:
-            self.set_self_teacher(
-                ema_decay=teacher.ema_decay if teacher.weights == "ema" else None,
-                without_adapters=teacher.weights == "frozen",
-            )
+            self.set_self_teacher(averaged=is_average, without_adapters=teacher.weights == "frozen")
 
     def _build_loss(self) -> Loss:
         objective = self.trd.objective

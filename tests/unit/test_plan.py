@@ -189,6 +189,11 @@ def test_a_student_that_teaches_itself_is_held_again_unless_its_weights_can_be_s
     student = KNOWN["Qwen/Qwen3-1.7B"]
     shard = plan.student_phases(config, student, 80)["rollout"].parts["teacher"]
     assert shard == pytest.approx(1_720_574_976 * 2 / 4 / GIB)
-    for key, value in {"actor_rollout_ref.model.lora_rank": 64, "trd.teacher.weights": "live"}.items():
-        shared = changed(config, **{key.replace(".", "__"): value})
-        assert "teacher" not in plan.student_phases(shared, student, 80)["update"].parts
+    for key, value in (
+        ("actor_rollout_ref__model__lora_rank", 64),
+        *(("trd__teacher__weights", w) for w in ("live", "ema")),
+    ):
+        parts = plan.student_phases(changed(config, **{key: value}), student, 80)["update"].parts
+        assert "teacher" not in parts
+        assert ("average" in parts) is (value == "ema")
+    assert parts["average"] == pytest.approx(1_720_574_976 * 4 / 4 / GIB)

@@ -13,6 +13,7 @@ from vllm.logprobs import (
 )
 from vllm.sampling_params import RequestOutputKind
 
+from verl_ext.adapters import AVERAGE
 from verl_ext.topk_server import TopKServer, unpack_topk
 
 TOP_K = 3
@@ -82,10 +83,11 @@ class Engine:
 
     def __init__(self, output):
         self.output = output
-        self.requests = []
+        self.requests, self.adapters = [], []
 
-    async def generate(self, *, prompt, sampling_params, request_id):
+    async def generate(self, *, prompt, sampling_params, request_id, lora_request):
         self.requests.append((prompt, sampling_params))
+        self.adapters.append(lora_request)
         if isinstance(self.output, Exception):
             raise self.output
         yield self.output
@@ -133,6 +135,13 @@ def test_scoring_answers_with_the_rows_of_the_response(make_server):
     assert answer.token_ids == []
     assert answer.extra_fields["topk_ids"].tolist() == BEST_IDS
     assert (sampling.max_tokens, sampling.logprobs, sampling.prompt_logprobs) == (1, None, TOP_K)
+
+
+def test_requests_name_the_average_or_no_adapter(make_server):
+    server = make_server(output_of(generated()))
+    ask(server)
+    ask(server, averaged=True)
+    assert server.engine.adapters == [None, AVERAGE]
 
 
 @pytest.mark.parametrize(("num_prompt", "max_tokens"), [(2, 4), (6, 4), (7, 3), (9, 1)])

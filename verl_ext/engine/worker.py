@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from verl.single_controller.base.decorator import Dispatch, register
 from verl.trainer.config import CheckpointConfig
 from verl.utils.device import get_device_id, get_device_name
@@ -15,6 +16,7 @@ from verl.workers.config import HFModelConfig
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
+from verl_ext import adapters
 from verl_ext.engine.causal_lm import check_head
 from verl_ext.engine.distillation import FROZEN, VENDOR, DistillationEngine, FrozenEngine
 from verl_ext.engine.self_teacher import SelfTeacher, WeightAverage
@@ -33,6 +35,7 @@ class DistillationWorker(ActorRolloutRefWorker):
             RuntimeError: an architecture whose logits are not what hidden states and head say.
         """
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR
+        adapters.register()
         super().init_model()
         _check(self.actor.engine)
 
@@ -46,20 +49,39 @@ class DistillationWorker(ActorRolloutRefWorker):
         """
         student = self.actor.engine
         self.teacher = None if path is None else build_teacher(path=path, dtype=dtype, offload=offload, student=student)
-        student.teacher, student.average = self.teacher, None
+        student.teacher = self.teacher
         if self.teacher is not None:
             _check(self.teacher)
 
-    def set_self_teacher(self, *, ema_decay: float | None, without_adapters: bool) -> None:
+    def set_average(self, decay: float | None, *, on_server: bool = False) -> None:
+        """Keep a moving average of the trained weights, which starts here, or let go of it with None.
+
+        Args:
+            decay: of the average, for every optimiser step.
+            on_server: send it to the rollout server with every weight update, as a second adapter (LoRA).
+        """
+        student = self.actor.engine
+        student.average = None if decay is None else WeightAverage(student.module, decay=decay)
+        self.rollout.average = self._averaged_adapter if on_server else None
+
+    def _averaged_adapter(self) -> list[tuple[str, Tensor]]:
+        """The average, named as verl names the adapter for the server."""
+        student = self.actor.engine
+        with student.average.swapped_in():
+            adapter, _ = student.get_per_tensor_param(layered_summon=self.layered_summon, base_sync_done=True)
+            # Copies: on one device verl hands out the parameters themselves.
+            return [(name, tensor.clone()) for name, tensor in adapter]
+
+    def set_self_teacher(self, *, averaged: bool = False, without_adapters: bool = False) -> None:
         """Let the student's own module teach.
 
         Args:
-            ema_decay: teach with the moving average of the trained weights, which starts here; None: without one.
+            averaged: teach with the average of `set_average`.
             without_adapters: teach with the adapters off, which is the student at step 0 (LoRA).
         """
         student = self.actor.engine
-        student.average = None if ema_decay is None else WeightAverage(student.module, decay=ema_decay)
-        self.teacher = SelfTeacher(student, average=student.average, without_adapters=without_adapters)
+        average = student.average if averaged else None
+        self.teacher = SelfTeacher(student, average=average, without_adapters=without_adapters)
         student.teacher = self.teacher
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
