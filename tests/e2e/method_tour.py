@@ -14,19 +14,23 @@ import sys
 from pathlib import Path
 
 import ray
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
-from verl.single_controller.base.decorator import Dispatch, register
+from tensordict import TensorDict
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.trainer.main_ppo import run_ppo
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
+from verl.utils import tensordict_utils as tu
 
-from recipe.trd import preflight
+from recipe.trd import objective, preflight
 from recipe.trd.agent_loop import TrdAgentLoopManager, TrdAgentLoopWorker
 from recipe.trd.main import CONFIG_DIR
 from recipe.trd.task_runner import TrdTaskRunner
 from recipe.trd.trainer import TrdTrainer
 from recipe.trd.worker import TrdWorker
+from verl_ext.divergence import Head
 
 NUM_UPDATES = 3
 
@@ -52,6 +56,52 @@ class TourWorker(TrdWorker):
             self.config.trd = OmegaConf.create(trd)
         self.loss_fn.keywords["config"].__dict__["loss_agg_mode"] = loss_agg_mode
         self.take_up_method()
+        self.first_seen: dict[str, torch.Tensor] = {}
+        self.averaged = self._trained()
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def start_again(self, folder: str) -> None:
+        """From a checkpoint of before there was an average."""
+        self.set_average(None)
+        self.load_checkpoint(folder)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def update_actor(self, data: TensorDict) -> TensorDict:
+        """Measures besides how far both sides' log-probs are from those of the first update, and the average's error.
+
+        The average is recomputed here from the weights after every update.
+        """
+        seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
+        ours = objective.linear_divergence
+
+        def watched(*, student, teacher, **rest):
+            for side, head in (("student", student), ("teacher", teacher)):
+                if isinstance(head, Head):
+                    logits = head.hidden.detach().float() @ head.weight.detach().float().t()
+                    seen[side].append(logits.log_softmax(-1))
+            return ours(student=student, teacher=teacher, **rest)
+
+        objective.linear_divergence = watched
+        try:
+            output = super().update_actor(data)
+        finally:
+            objective.linear_divergence = ours
+        metrics = tu.get(output, "metrics")
+        for side, log_probs in ((side, torch.cat(found)) for side, found in seen.items() if found):
+            first = self.first_seen.setdefault(side, log_probs)
+            metrics[f"moved/{side}"] = float((log_probs - first).abs().max())
+        average = self.actor.engine.average
+        if average is not None:
+            decay = self.trd.teacher.ema_decay
+            now = self._trained()
+            self.averaged = {name: decay * old + (1 - decay) * now[name] for name, old in self.averaged.items()}
+            errors = [(average.shards[name] - value).abs().max() for name, value in self.averaged.items()]
+            metrics["average_error"] = float(max(errors))
+        return output
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        parameters = self.actor.engine.module.named_parameters()
+        return {name: p.to_local().double().clone() for name, p in parameters if p.requires_grad}
 
 
 class TourTrainer(TrdTrainer):
@@ -86,7 +136,7 @@ class TourTrainer(TrdTrainer):
 
     def on_step_end(self) -> None:
         # The servers keep the first weights all along.
-        self.actor_rollout_wg.load_checkpoint(self.first_weights)
+        self.actor_rollout_wg.start_again(self.first_weights)
 
 
 class TourTaskRunner(TrdTaskRunner):

@@ -3,6 +3,7 @@
 verl's own two, `opd` and `grpo`, are in test_opd_grpo.py.
 """
 
+import itertools
 import json
 import math
 import os
@@ -68,6 +69,9 @@ def tour(twin, fitted_bridge, tmp_path_factory):
         *("trd.objective.plus.divergence=hidden_mse", "trd.objective.plus.coef=10"),
         *("trd.objective.task_reward_coef=1", "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2"),
     ]
+    for name, teacher in itertools.product(("opsd", "trd_opsd"), ("ema", "live")):
+        own_weights = [f"trd.teacher.weights={teacher}", "trd.teacher.ema_decay=0.5", "trd.rewrite.weights=live"]
+        cases[f"{name}_{teacher}"] = [*COMMON, f"method={name}", *own_weights]
     (folder / "cases.json").write_text(json.dumps(cases))
     environment = {
         **os.environ,
@@ -118,3 +122,17 @@ def test_the_whole_vocabulary_holds_what_the_top_k_holds(tour):
     """Both score a rewrite of the first student; the bucket makes the top-k a lower bound, and a close one here."""
     full, top = (tour[name]["tour/actor/trd/divergence/0"] for name in ("trd_full", "trd_opd"))
     assert top == pytest.approx(full, rel=0.5)
+
+
+@pytest.mark.parametrize("method", ["opsd", "trd_opsd"])
+def test_a_student_teaches_itself_with_each_kind_of_weights(tour, method):
+    """Log-probs of both sides at every response token, from the first update on a batch to the third on the same."""
+    moved = {
+        kind: {side: tour[case][f"tour/actor/moved/{side}/2"] for side in ("student", "teacher")}
+        for kind, case in (("frozen", method), ("ema", f"{method}_ema"), ("live", f"{method}_live"))
+    }
+    assert moved["frozen"]["teacher"] == 0
+    assert min(moved["ema"]["teacher"], moved["live"]["teacher"]) > 1e-3, moved
+    assert all(kind["student"] > 1e-3 for kind in moved.values()), moved
+    errors = [tour[f"{method}_ema"][f"tour/actor/average_error/{update}"] for update in range(3)]
+    assert max(errors) < 1e-6, errors
