@@ -12,6 +12,7 @@ SCRIPTS=$(dirname "$0")
 source "$SCRIPTS/lib/launch.sh"
 
 METHOD=${METHOD:-trd_opd}
+MODEL=${MODEL:-tiny}
 SEED=${SEED:-1}
 TOTAL_STEPS=${TOTAL_STEPS:-120}
 TRAIN_BATCH_SIZE=${TRAIN_BATCH_SIZE:-64}
@@ -36,8 +37,8 @@ DATA=(
     data.train_batch_size="$TRAIN_BATCH_SIZE"
     data.seed="$SEED"
 )
-MODEL=(
-    model=tiny
+TRAINING=(
+    model="$MODEL"
     actor_rollout_ref.actor.optim.lr="$LR"
     actor_rollout_ref.actor.optim.lr_warmup_steps=5
     actor_rollout_ref.actor.optim.lr_scheduler_type=cosine
@@ -58,4 +59,7 @@ TRAINER=(
 )
 
 [ -f data/tiny_world/world.json ] || "$PYTHON" -m recipe.trd.tiny_world
-launch method="$METHOD" "${DATA[@]}" "${MODEL[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" "$@"
+if [ "$MODEL" = tiny_self ] && [ ! -f data/tiny_world/self_student.json ] && [ "${DRY_RUN:-0}" != 1 ]; then
+    "$PYTHON" -m recipe.trd.tiny_world with_self_student=true
+fi
+launch method="$METHOD" "${DATA[@]}" "${TRAINING[@]}" "${ROLLOUT[@]}" "${TRAINER[@]}" "$@"

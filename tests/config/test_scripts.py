@@ -8,7 +8,12 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 ROOT = Path(__file__).parents[2]
-SCRIPTS = {"run_trd_tiny_cpu.sh": "trd_opd", "run_opd_tiny_cpu.sh": "opd", "run_grpo_tiny_cpu.sh": "grpo"}
+SCRIPTS = {
+    "run_trd_tiny_cpu.sh": "trd_opd",
+    "run_opd_tiny_cpu.sh": "opd",
+    "run_grpo_tiny_cpu.sh": "grpo",
+    "run_trd_opsd_tiny_cpu.sh": "trd_opsd",
+}
 
 
 def overrides_of(script, *arguments, **knobs):
@@ -34,12 +39,13 @@ def test_it_composes_and_the_users_overrides_come_last(script, method):
 
 
 def test_twins_differ_in_method_folder_and_the_knobs_that_they_name():
-    trd, opd, grpo = (dict(item.split("=", 1) for item in overrides_of(script)) for script in SCRIPTS)
+    trd, opd, grpo, opsd = (dict(item.split("=", 1) for item in overrides_of(script)) for script in SCRIPTS)
 
     def differing(other):
         return {key for key in trd if trd[key] != other[key]}
 
-    assert trd.keys() == opd.keys() == grpo.keys()
+    assert trd.keys() == opd.keys() == grpo.keys() == opsd.keys()
     common = {"method", "trainer.default_local_dir", "actor_rollout_ref.actor.optim.lr"}
     assert differing(opd) == common
+    assert differing(opsd) == {"method", "model", "trainer.default_local_dir"}
     assert differing(grpo) == common | {"actor_rollout_ref.rollout.n", "data.train_batch_size"}

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from recipe.trd.tiny_world.build import CARD, build_world
+from recipe.trd.tiny_world.build import CARD, SELF_CARD, build_world
 from recipe.trd.tiny_world.schema import TinyWorldConfig, from_mapping
 
 _CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
@@ -37,7 +37,8 @@ def main(config: DictConfig) -> None:
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert isinstance(values, dict)
     out = build_world(from_mapping(TinyWorldConfig, {str(key): value for key, value in values.items()}), console)
-    console.print(summary(json.loads((out / CARD).read_text(encoding="utf-8"))))
+    for name in (CARD, SELF_CARD) if config.with_self_student else (CARD,):
+        console.print(summary(json.loads((out / name).read_text(encoding="utf-8"))))
     console.print(f"tiny world: {out}")
 
 

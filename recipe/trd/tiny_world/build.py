@@ -13,6 +13,7 @@ from recipe.trd.tiny_world.cache import Stage, building, content_key, exclusive,
 from recipe.trd.tiny_world.schema import TinyWorldConfig
 
 CARD = "world.json"
+SELF_CARD = "self_student.json"
 
 _HERE = Path(__file__).parent
 
@@ -29,7 +30,8 @@ _EVALUATION_SOURCES = (_HERE / "sampling.py", _HERE / "evaluation.py", _HERE / "
 
 
 def plan(config: TinyWorldConfig) -> list[Stage]:
-    """Stages of a build in the order in which they run."""
+    """Stages of a build in the order in which they run. The student of self-distillation comes after the card of the
+    world, of which it is no part: asking for it leaves a finished world as it is."""
     common: dict[str, object] = {"seed": config.seed, "world": asdict(config.world)}
     tokenizer = Stage(
         "tokenizer",
@@ -48,18 +50,19 @@ def plan(config: TinyWorldConfig) -> list[Stage]:
     # The size of the training split is not in here: models are trained on fresh problems.
     measured = {"num_tuning": config.data.num_tuning, "num_held_out": config.data.num_held_out}
     training = common | measured | {"max_position_embeddings": config.max_position_embeddings}
-    models = [
-        Stage(
-            role,
-            content_key(
-                config=training | {role: asdict(role_config)} | _versions("torch", "transformers"),
-                sources=_MODEL_SOURCES,
-                upstream=(tokenizer.key,),
-            ),
-            (role,),
+    model_keys = {
+        role: content_key(
+            config=training | {role: asdict(role_config)} | _versions("torch", "transformers"),
+            sources=_MODEL_SOURCES,
+            upstream=(tokenizer.key,),
         )
-        for role, role_config in (("teacher", config.teacher), ("student", config.student))
-    ]
+        for role, role_config in (
+            ("teacher", config.teacher),
+            ("student", config.student),
+            ("self_student", config.self_student),
+        )
+    }
+    models = [Stage(role, model_keys[role], (role,)) for role in ("teacher", "student")]
     stages = [tokenizer, data, *models]
     evaluation = Stage(
         "evaluation",
@@ -70,7 +73,19 @@ def plan(config: TinyWorldConfig) -> list[Stage]:
         ),
         (CARD,),
     )
-    return [*stages, evaluation]
+    if not config.with_self_student:
+        return [*stages, evaluation]
+    # It measures itself, so that its numbers are there whenever it is.
+    self_student = Stage(
+        "self_student",
+        content_key(
+            config={"evaluation": asdict(config.evaluation)},
+            sources=_EVALUATION_SOURCES,
+            upstream=(model_keys["self_student"],),
+        ),
+        ("self_student", SELF_CARD),
+    )
+    return [*stages, evaluation, self_student]
 
 
 def _versions(*packages: str) -> dict[str, str]:
@@ -89,7 +104,7 @@ def build_world(config: TinyWorldConfig, console: Console) -> Path:
     out = Path(config.out).resolve()
     stages = plan(config)
     with exclusive(out), _progress_bars(console) as progress:
-        if not all(is_built(out, stage) for stage in stages):
+        if not all(is_built(out, stage) for stage in stages if stage.name != "self_student"):
             # The card says that a world is whole: others wait for it, and an old one must not outlive its models.
             (out / CARD).unlink(missing_ok=True)
         for index, stage in enumerate(stages):

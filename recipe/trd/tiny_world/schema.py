@@ -87,7 +87,8 @@ class TaskWeights:
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """The teacher: solves, and rewrites solutions in the dialect in which they are written."""
+    """A teacher: solves, and rewrites solutions in the dialect in which they are written. The student of
+    self-distillation is trained like one, as it has to read the contexts of a teacher."""
 
     model: ModelConfig
     training: TrainingConfig
@@ -127,6 +128,8 @@ class TinyWorldConfig:
     data: DataConfig
     teacher: TeacherConfig
     student: StudentConfig
+    with_self_student: bool
+    self_student: TeacherConfig
     evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:
@@ -156,7 +159,8 @@ def from_mapping(schema: type[T], values: Mapping[str, object], *, node: str = "
             typed[name] = from_mapping(types[name], value, node=key)
             continue
         accepted = (int, float) if types[name] is float else types[name]
-        is_valid = isinstance(value, accepted) and not isinstance(value, bool)
+        # A bool is an int, but no number of anything.
+        is_valid = isinstance(value, accepted) and isinstance(value, bool) == (types[name] is bool)
         _require(is_valid, f"{key}={value!r} must be of type {types[name].__name__}")
         typed[name] = value
     return schema(**typed)

@@ -2,8 +2,9 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalL
 
 from recipe.trd.tiny_world.cache import Stage
 from recipe.trd.tiny_world.card import build_card
+from recipe.trd.tiny_world.evaluation import BuiltWorld, measure
 from recipe.trd.tiny_world.models import train_student, train_teacher
 from recipe.trd.tiny_world.schema import TinyWorldConfig
 from recipe.trd.tiny_world.splits import draw_splits, write_parquet
@@ -78,10 +80,31 @@ def _build_evaluation(inputs: StageInputs) -> None:
     (inputs.folder / "world.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
 
+def _build_self_student(inputs: StageInputs) -> None:
+    """Trained as a teacher is, and measured in both roles."""
+    _prepare_torch(inputs.config.threads)
+    config, tokenizer, start = inputs.config, inputs.tokenizer(), time.monotonic()
+    model = train_teacher(replace(config, teacher=config.self_student), tokenizer, report=inputs.report)
+    _save_model(inputs, "self_student", model)
+    world = BuiltWorld(
+        teacher=model,
+        student=model,
+        tokenizer=tokenizer,
+        splits=draw_splits(config),
+        config=config.evaluation,
+        seed=config.seed,
+    )
+    measured = measure(world, report=inputs.report)
+    seconds = {"self_student": round(time.monotonic() - start, 1)}
+    card = {"config": asdict(config.self_student), "seconds": seconds, **measured}
+    (inputs.folder / "self_student.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
 BUILDERS: dict[str, Callable[[StageInputs], None]] = {
     "tokenizer": _build_tokenizer,
     "data": _build_data,
     "teacher": _build_teacher,
     "student": _build_student,
     "evaluation": _build_evaluation,
+    "self_student": _build_self_student,
 }

@@ -12,10 +12,11 @@ from recipe.trd.tiny_world.tokenizer import build_tokenizer
 
 CONFIG_FILE = Path(__file__).parents[3] / "configs" / "tiny_world.yaml"
 
+ROLES = ("teacher", "student", "self_student")
 SMALL = [
-    *[f"{role}.model.{key}" for role in ("teacher", "student") for key in ("num_layers=2", "hidden_size=16")],
-    *[f"{role}.model.{key}" for role in ("teacher", "student") for key in ("head_dim=8", "intermediate_size=16")],
-    *[f"{role}.training.{key}" for role in ("teacher", "student") for key in ("num_steps=5", "batch_size=4")],
+    *[f"{role}.model.{key}" for role in ROLES for key in ("num_layers=2", "hidden_size=16")],
+    *[f"{role}.model.{key}" for role in ROLES for key in ("head_dim=8", "intermediate_size=16")],
+    *[f"{role}.training.{key}" for role in ROLES for key in ("num_steps=5", "batch_size=4")],
     "data.num_train=20",
     "data.num_tuning=10",
     "data.num_held_out=10",

@@ -31,6 +31,11 @@ def missing_stages(config, out: Path) -> list[str]:
     return [stage.name for stage in plan(config) if not is_built(out, stage)]
 
 
+def written(out: Path) -> dict[Path, int]:
+    """When each file of a world was written."""
+    return {path: path.stat().st_mtime_ns for path in out.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
 @pytest.fixture(scope="module")
 def world(make_config, tmp_path_factory):
     return build(make_config(f"out={tmp_path_factory.mktemp('world')}"))
@@ -133,8 +138,26 @@ def test_change_rebuilds_what_depends_on_it(world, make_config, override, missin
     assert missing_stages(make_config(override), world) == missing
 
 
+def test_student_of_self_distillation_joins_a_finished_world_and_changes_nothing_in_it(make_config, tmp_path):
+    out = build(make_config(f"out={tmp_path}"))
+    before = written(out)
+    asked = make_config(f"out={tmp_path}", "with_self_student=true")
+    assert missing_stages(asked, out) == ["self_student"]
+    build(asked)
+    assert {path: when for path, when in written(out).items() if path in before} == before
+    # Its own card: in both roles, as it is its own teacher.
+    card = json.loads((out / "self_student.json").read_text())
+    assert card["config"]["training"]["num_steps"] == 5
+    assert card["accuracy"]["student_greedy"] == card["accuracy"]["teacher_solve"]
+    assert "teacher_privileged_solve" in card["accuracy"]
+    num_tokens = len(AutoTokenizer.from_pretrained(out / "self_student"))
+    assert Qwen3ForCausalLM.from_pretrained(out / "self_student").config.vocab_size >= num_tokens
+    stronger = make_config(f"out={tmp_path}", "with_self_student=true", "student.training.num_steps=6")
+    assert missing_stages(stronger, out) == ["student", "evaluation"]
+
+
 def test_finished_world_is_not_touched_and_needs_no_torch(world):
-    before = {path: path.stat().st_mtime_ns for path in world.rglob("*") if path.is_file() and path.name != ".lock"}
+    before = written(world)
     code = (
         "import json, sys; from rich.console import Console\n"
         "from recipe.trd.tiny_world.build import build_world\n"
@@ -144,7 +167,7 @@ def test_finished_world_is_not_touched_and_needs_no_torch(world):
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code, str(world)], cwd=ROOT, check=True)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert written(world) == before
 
 
 def test_weak_teacher_is_an_error_and_leaves_no_card(make_config, tmp_path):

@@ -16,6 +16,7 @@ def test_shipped_configuration_fits_the_schema(default_values):
     [
         (("seed",), "zero", "seed='zero' must be of type int"),
         (("seed",), True, "seed=True must be of type int"),
+        (("with_self_student",), 1, "with_self_student=1 must be of type bool"),
         (("teacher", "training", "num_steps"), 1.5, r"teacher.training.num_steps=1.5 must be of type int"),
         (("student", "model"), 3, "student.model=3 must be of type ModelConfig"),
         (("world", "depth"), 3, r"world has keys .*'depth'.* and needs"),
