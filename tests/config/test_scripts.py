@@ -13,6 +13,7 @@ SCRIPTS = {
     "run_opd_tiny_cpu.sh": "opd",
     "run_grpo_tiny_cpu.sh": "grpo",
     "run_trd_opsd_tiny_cpu.sh": "trd_opsd",
+    "run_opsd_tiny_cpu.sh": "opsd",
 }
 
 
@@ -39,13 +40,16 @@ def test_it_composes_and_the_users_overrides_come_last(script, method):
 
 
 def test_twins_differ_in_method_folder_and_the_knobs_that_they_name():
-    trd, opd, grpo, opsd = (dict(item.split("=", 1) for item in overrides_of(script)) for script in SCRIPTS)
+    trd, opd, grpo, trd_opsd, opsd = (dict(item.split("=", 1) for item in overrides_of(script)) for script in SCRIPTS)
 
     def differing(other):
         return {key for key in trd if trd[key] != other[key]}
 
-    assert trd.keys() == opd.keys() == grpo.keys() == opsd.keys()
+    assert trd.keys() == opd.keys() == grpo.keys() == trd_opsd.keys()
     common = {"method", "trainer.default_local_dir", "actor_rollout_ref.actor.optim.lr"}
     assert differing(opd) == common
-    assert differing(opsd) == {"method", "model", "trainer.default_local_dir"}
+    assert differing(trd_opsd) == {"method", "model", "trainer.default_local_dir"}
+    signal = {"actor_rollout_ref.rollout.temperature", "trd.objective.entry_clip"}
+    assert opsd.keys() - trd.keys() == signal
+    assert differing(opsd) >= common | {"model", "trainer.total_training_steps"}
     assert differing(grpo) == common | {"actor_rollout_ref.rollout.n", "data.train_batch_size"}
