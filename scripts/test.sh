@@ -6,5 +6,12 @@ cd "$(dirname "$0")/.."
 
 bash scripts/install_cpu.sh
 .venv/bin/python -m recipe.trd.tiny_world
-echo "== tests (about 20 minutes on two cores; without the end-to-end ones about five)"
-exec .venv/bin/python -m pytest -m "not slow" "$@"
+if [ $# -gt 0 ]; then
+    exec .venv/bin/python -m pytest -m "not slow" "$@"
+fi
+STATUS=0
+echo "== tests without engines, two files at a time (about 4 minutes on two cores)"
+.venv/bin/python -m pytest -m "not slow and not e2e" --numprocesses=2 --dist=loadfile || STATUS=$?
+echo "== tests with real engines (about 15 minutes on two cores)"
+.venv/bin/python -m pytest -m "e2e and not slow" || STATUS=$?
+exit "$STATUS"

@@ -51,7 +51,9 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         if self.teacher_model_manager is not None:
             for manager in self.teacher_model_manager.teacher_model_managers.values():
                 replicas += manager.rollout_replicas
-        ray.get([replica.server_handle.check_weights.remote() for replica in replicas])
+        servers = [replica.server_handle for replica in replicas]
+        # Those of other engines than vLLM are verl's own and know no such question.
+        ray.get([server.check_weights.remote() for server in servers if hasattr(server, "check_weights")])
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         # The policy that sampled is the current one in the first update of a batch: a whole forward pass saved.

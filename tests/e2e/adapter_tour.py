@@ -124,6 +124,7 @@ class AdapterTrainer(TrdTrainer):
 
     def note(self, name: str) -> None:
         (server,) = [replica.server_handle for replica in self.llm_server_manager.get_replicas()]
+        ray.get(server.check_weights.remote())  # what the trainer asks of servers that know it
         (module,) = self.actor_rollout_wg.distributions(self.sequence)
         found = {f"module_{weights}": values for weights, values in module.items()}
         for weights in {"base", "average"} & set(module):

@@ -148,8 +148,9 @@ def test_lengths_count_the_chat_template(tokenizer):
     assert list(lengths.PromptLengths(tokenizer, limit + 1, {}).filter([long], Counter())) == [long]
 
 
-def test_arguments_of_the_chat_template_count(tokenizer):
-    tokenizer.chat_template = "{{ messages[0]['content'] }}{% if thinking %} with care and at length{% endif %}"
+def test_arguments_of_the_chat_template_count(tokenizer, monkeypatch):
+    template = "{{ messages[0]['content'] }}{% if thinking %} with care and at length{% endif %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
     (row,) = rows("7-5")
     plain, thinking = (lengths.PromptLengths(tokenizer, None, kwargs) for kwargs in ({}, {"thinking": True}))
     for counter in (plain, thinking):
