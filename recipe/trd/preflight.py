@@ -349,7 +349,7 @@ def _check_reward(config: DictConfig) -> None:
     if function.path not in ("pkg://recipe.trd.code_reward", code_reward.__file__):
         return
     try:
-        code_reward.check(**OmegaConf.to_container(function.reward_kwargs, resolve=True))
+        code_reward.check(**dict(function.reward_kwargs))
     except (TypeError, sandbox.SandboxError) as error:
         raise ValueError(f"reward.custom_reward_function.path={function.path}: {error}") from error
 
