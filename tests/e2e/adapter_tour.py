@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import ray
 import torch
-from method_tour import TourAgentLoopManager, composed
+from method_tour import TourAgentLoopManager, TourWorker, composed
 from omegaconf import DictConfig, OmegaConf, open_dict
 from torch.distributed.tensor import DTensor
 from verl.single_controller.base.decorator import Dispatch, register
@@ -27,19 +27,12 @@ from verl.trainer.ppo.v1.trainer_base import register_trainer
 from recipe.trd import preflight
 from recipe.trd.task_runner import TrdTaskRunner
 from recipe.trd.trainer import TrdTrainer
-from recipe.trd.worker import TrdWorker
 
 TOP_K = 8
 PROBLEM, ANSWER = "Compute 19-3+8-2", "19-3=16\n16+8=24\n24-2=22"
 
 
-class AdapterWorker(TrdWorker):
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
-    def take_up(self, trd: dict) -> None:
-        with open_dict(self.config):
-            self.config.trd = OmegaConf.create(trd)
-        self.take_up_method()
-
+class AdapterWorker(TourWorker):
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def distributions(self, ids: list[int]) -> dict[str, np.ndarray]:
         """Top-k log-probs of the module in place of the tokens after the first, with each of the weights."""
@@ -56,7 +49,7 @@ class AdapterWorker(TrdWorker):
         found = {"student": run()}
         with engine.disable_adapter():
             found["base"] = run()
-        if engine.average is not None:
+        if self.rollout.average is not None:  # else the server has none to compare with
             with engine.average.swapped_in():
                 found["average"] = run()
         return found
@@ -100,7 +93,7 @@ class AdapterTrainer(TrdTrainer):
         trd = OmegaConf.to_container(case)
         with open_dict(self.config):
             self.config.trd = case
-        self.actor_rollout_wg.take_up(trd)
+        self.actor_rollout_wg.take_up(trd, self.config.actor_rollout_ref.actor.loss_agg_mode)
         ray.get([worker.take_up.remote(trd, 1) for worker in self.agent_loop_manager.agent_loop_workers])
         # What the case wants of the server arrives there with the weights.
         self.checkpoint_manager.sleep_replicas()

@@ -89,7 +89,8 @@ class TourWorker(TrdWorker):
         metrics = tu.get(output, "metrics")
         for side, log_probs in ((side, torch.cat(found)) for side, found in seen.items() if found):
             first = self.first_seen.setdefault(side, log_probs)
-            metrics[f"moved/{side}"] = float((log_probs - first).abs().max())
+            if first.shape == log_probs.shape:  # else it is another batch
+                metrics[f"moved/{side}"] = float((log_probs - first).abs().max())
         average = self.actor.engine.average
         if average is not None:
             decay = self.trd.teacher.ema_decay
