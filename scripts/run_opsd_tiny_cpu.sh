@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Self-distillation on the student's own solutions (OPSD) on the tiny world: the twin of run_trd_opsd_tiny_cpu.sh with
-# another method. With the preset's clip, and at temperature 1, its student does not gain: docs/reproduce.md says why.
-#SBATCH --nodes=1 --ntasks-per-node=1 --cpus-per-task=2
+# another method. With the preset's clip its student unlearns: docs/reproduce.md says why, and why the temperature is low.
 #SBATCH --time=01:00:00 --signal=B:USR1@180 --requeue --open-mode=append
 set -euo pipefail
 SCRIPTS=$(dirname "$0")
