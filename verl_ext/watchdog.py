@@ -43,10 +43,14 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._interval_s):
-            for server in self._servers():
-                reason = self._ask(server)
-                if reason and not self._stopped.is_set():
-                    self._end_run(reason)
+            self.look()
+
+    def look(self) -> None:
+        """Ask every server now; ends this process when one is dead."""
+        for server in self._servers():
+            reason = self._ask(server)
+            if reason and not self._stopped.is_set():
+                self._end_run(reason)
 
     def _ask(self, server: Any) -> str | None:
         try:

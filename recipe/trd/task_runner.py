@@ -21,6 +21,10 @@ class TrdTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
         self._watchdog = watchdog.Watchdog(interval_s=config.trd.health_interval_s, servers=self._servers)
         try:
             super().run(config)
+        except Exception:
+            # A server that died may end a step before the watchdog's next round; then it is the cause to name.
+            self._watchdog.look()
+            raise
         finally:
             # Servers that go down with a failed run are not its cause.
             self._watchdog.stop()
