@@ -290,11 +290,6 @@ SYMBOLS = {
 ATTRIBUTES = {
     "recipe/trd/task_runner.py": (
         Attribute(f"{_RUNNER}.trainer", "finds the servers to watch"),
-        Attribute(f"{_TRAINER}.llm_server_manager", "the student's servers"),
-        Attribute(f"{_TRAINER}.teacher_model_manager", "the teacher's servers"),
-        Attribute("verl.workers.rollout.llm_server.LLMServerManager.rollout_replicas", "servers"),
-        Attribute(f"{_TEACHERS}.teacher_model.MultiTeacherModelManager.teacher_model_managers", "servers"),
-        Attribute(f"{_TEACHERS}.teacher_model.TeacherModelManager.rollout_replicas", "servers"),
         Attribute(f"{_REPLICAS}.RolloutReplica.servers", "servers"),
     ),
     "recipe/trd/reporting.py": (
@@ -309,6 +304,10 @@ ATTRIBUTES = {
         Attribute(f"{_TRAINER}.tokenizer", "texts of the dump"),
         Attribute(f"{_TRAINER}.llm_server_manager", "the student's servers"),
         Attribute(f"{_TRAINER}.teacher_model_manager", "the teacher's servers"),
+        Attribute("verl.workers.rollout.llm_server.LLMServerManager.rollout_replicas", "servers"),
+        Attribute(f"{_TEACHERS}.teacher_model.MultiTeacherModelManager.teacher_model_managers", "servers"),
+        Attribute(f"{_TEACHERS}.teacher_model.TeacherModelManager.rollout_replicas", "servers"),
+        Attribute(f"{_REPLICAS}.RolloutReplica.server_handle", "is asked for its weights"),
         Attribute(f"{_TRAINER}.role_worker_mapping", "puts in our worker"),
         Attribute(f"{_TRAINER}._dump_executor", "writes the dump beside the training"),
         Attribute("verl.trainer.ppo.utils.Role.ActorRollout", "puts in our worker"),

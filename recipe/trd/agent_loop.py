@@ -5,7 +5,6 @@ A sample is rewritten and scored as soon as its rollout is there, while other sa
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -27,7 +26,6 @@ from recipe.trd.rewrite import Rewrite, Teacher, TopK, one_line
 from recipe.trd.schema import TrdConfig
 
 logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "WARN"))  # as verl's own; vLLM raises the root's to ERROR
 
 TENSORS = ("teacher_input_ids", "is_policy")
 """Extra fields of a sample that reach the training workers as tensors."""

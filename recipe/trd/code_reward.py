@@ -20,7 +20,6 @@ from recipe.trd import program_tests, sandbox
 from recipe.trd.program_tests import ProgramTests
 
 logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "WARN"))  # as verl's own; vLLM raises the root's to ERROR
 
 _FENCE = re.compile(r"[ \t]*(```+|~~~+)[ \t]*([^\s`]*)[^`]*")
 _PYTHON = {"python", "python3", "py", "py3"}

@@ -1,7 +1,6 @@
 """The rewrite stage: for one sample, as soon as its y_o is there, ask the teacher for y_r and for its log-probs."""
 
 import logging
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,6 @@ from recipe.trd.schema import TrdConfig
 from recipe.trd.thinking import switched
 
 logger = logging.getLogger(__name__)
-logger.setLevel(os.getenv("VERL_LOGGING_LEVEL", "WARN"))  # as verl's own; vLLM raises the root's to ERROR
 
 
 @dataclass(frozen=True)

@@ -31,14 +31,7 @@ class TrdTaskRunner(TaskRunnerV1.__ray_metadata__.modified_class):
 
     def _servers(self) -> list[Any]:
         """Handles of the vLLM servers that are up."""
-        if self.trainer is None:
-            return []
-        replicas = list(getattr(getattr(self.trainer, "llm_server_manager", None), "rollout_replicas", []))
-        for manager in getattr(
-            getattr(self.trainer, "teacher_model_manager", None), "teacher_model_managers", {}
-        ).values():
-            replicas += manager.rollout_replicas
-        return [server for replica in replicas for server in replica.servers]
+        return [server for replica in trainer.replicas(self.trainer) for server in replica.servers]
 
 
 def remote_class() -> Any:

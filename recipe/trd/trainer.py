@@ -47,11 +47,7 @@ class TrdTrainer(Reporting, PPOTrainerSync):
 
     def _check_servers(self) -> None:
         """A server that lost its weights teaches noise, of which no loss tells."""
-        replicas = list(self.llm_server_manager.get_replicas())
-        if self.teacher_model_manager is not None:
-            for manager in self.teacher_model_manager.teacher_model_managers.values():
-                replicas += manager.rollout_replicas
-        servers = [replica.server_handle for replica in replicas]
+        servers = [replica.server_handle for replica in replicas(self)]
         # Those of other engines than vLLM are verl's own and know no such question.
         ray.get([server.check_weights.remote() for server in servers if hasattr(server, "check_weights")])
 
@@ -119,6 +115,17 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         rows = rollout_dump.rows(self._records, tokenizer=self.tokenizer, step=self.global_steps)
         written = self._dump_executor.submit(rollout_dump.write, rows, folder=rollout_data_dir, step=self.global_steps)
         written.add_done_callback(_report_dump)
+
+
+def replicas(trainer: Any) -> list[Any]:
+    """verl's replicas of all servers that are up, the student's and the teacher's; none before they are started.
+
+    Args:
+        trainer: verl's, at any moment of its life, or None.
+    """
+    teachers = getattr(getattr(trainer, "teacher_model_manager", None), "teacher_model_managers", {})
+    managers = [getattr(trainer, "llm_server_manager", None), *teachers.values()]
+    return [replica for manager in managers for replica in getattr(manager, "rollout_replicas", [])]
 
 
 def _report_dump(written: Future) -> None:

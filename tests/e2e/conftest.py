@@ -13,6 +13,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WORLD = ROOT / "data" / "tiny_world"
 
+ENVIRONMENT = {
+    "VERL_PLATFORM": "cpu",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "HF_HUB_OFFLINE": "1",
+}
+
 SMALL = [
     "data.train_batch_size=16",
     "data.val_max_samples=32",
@@ -27,14 +34,7 @@ class Run:
     def __init__(self, folder: Path, arguments: list[str], module: str):
         self.folder = folder
         self.terminal = folder.parent / f"{folder.name}.terminal-{time.monotonic_ns()}"
-        environment = {
-            **os.environ,
-            "VERL_PLATFORM": "cpu",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "HF_HUB_OFFLINE": "1",
-            "WANDB_MODE": "offline",
-        }
+        environment = {**os.environ, **ENVIRONMENT, "WANDB_MODE": "offline"}
         command = [sys.executable, "-m", module, *arguments, f"trainer.default_local_dir={folder}"]
         with self.terminal.open("w") as out:
             self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
@@ -94,6 +94,26 @@ def launch(world: Path):
 
 
 @pytest.fixture(scope="session")
+def run_tour(world: Path, tmp_path_factory):
+    """Run a module of this folder that takes up one case after the other, `run_tour(module, cases)`: its run folder."""
+
+    def run(module: str, cases: dict | list) -> Path:
+        folder = tmp_path_factory.mktemp(module)
+        (folder / "cases.json").write_text(json.dumps(cases))
+        command = [sys.executable, "-m", module, str(folder / "cases.json"), str(folder / "run")]
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent)}
+        terminal = folder / "terminal"  # a file: of a pipe, what outlives the run would hold the other end
+        with terminal.open("w") as out:
+            ended = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT, timeout=600, check=False
+            )
+        assert ended.returncode == 0, terminal.read_text(errors="replace")[-4000:]
+        return folder / "run"
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def trd_run(launch, tmp_path_factory) -> Run:
     """Three steps of TRD with a checkpoint and a validation at the end."""
     run = launch(
@@ -127,12 +147,7 @@ def fitted_bridge(world, tmp_path_factory):
         "batch_tokens": 4096,
         "vllm": "{enforce_eager: true}",
     }
-    environment = {
-        **os.environ,
-        "VERL_PLATFORM": "cpu",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    }
+    environment = {**os.environ, **ENVIRONMENT}
     command = [sys.executable, "-m", "recipe.trd.fit_bridge", *(f"{key}={value}" for key, value in overrides.items())]
     ended = subprocess.run(
         command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300

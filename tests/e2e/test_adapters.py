@@ -1,10 +1,6 @@
 """Self-distillation with LoRA on the real engines: one server is student, frozen teacher and averaged teacher."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +9,6 @@ from transformers import AutoModelForCausalLM
 
 pytestmark = pytest.mark.e2e
 
-ROOT = Path(__file__).parents[2]
 COMMON = [
     *("model=tiny", "data=tiny_world", "cluster=cpu", "data.train_batch_size=16"),
     *("trainer.val_before_train=False", "trainer.test_freq=-1", "trainer.save_freq=-1", "trainer.logger=[file]"),
@@ -40,29 +35,8 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def run_dir(world, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("adapters")
-    (folder / "cases.json").write_text(json.dumps(CASES))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
-        "VERL_PLATFORM": "cpu",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "HF_HUB_OFFLINE": "1",
-    }
-    terminal = folder / "terminal"
-    with terminal.open("w") as out:
-        code = subprocess.run(
-            [sys.executable, "-m", "adapter_tour", str(folder / "cases.json"), str(folder / "run")],
-            cwd=ROOT,
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            timeout=480,
-        ).returncode
-    assert code == 0, terminal.read_text(errors="replace")[-4000:]
-    return folder / "run"
+def run_dir(run_tour):
+    return run_tour("adapter_tour", CASES)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,6 @@ verl's own two, `opd` and `grpo`, are in test_opd_grpo.py.
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -51,9 +48,8 @@ def twin(world, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def tour(twin, fitted_bridge, tmp_path_factory):
+def tour(twin, fitted_bridge, run_tour):
     """Metrics of every method, {method: {name: value}}, from one run of method_tour.py."""
-    folder = tmp_path_factory.mktemp("tour")
     own = {
         # The tiny teacher is certain nearly everywhere: at 0.8 nats the gate may open nowhere in so small a batch.
         "eopd": ["trd.objective.plus.entropy_above=0.1"],
@@ -72,27 +68,8 @@ def tour(twin, fitted_bridge, tmp_path_factory):
     for name, teacher in itertools.product(("opsd", "trd_opsd"), ("ema", "live")):
         own_weights = [f"trd.teacher.weights={teacher}", "trd.teacher.ema_decay=0.5", "trd.rewrite.weights=live"]
         cases[f"{name}_{teacher}"] = [*COMMON, f"method={name}", *own_weights]
-    (folder / "cases.json").write_text(json.dumps(cases))
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(Path(__file__).parent),
-        "VERL_PLATFORM": "cpu",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "HF_HUB_OFFLINE": "1",
-    }
-    terminal = folder / "terminal"
-    with terminal.open("w") as out:
-        code = subprocess.run(
-            [sys.executable, "-m", "method_tour", str(folder / "cases.json"), str(folder / "run")],
-            cwd=ROOT,
-            env=environment,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            timeout=600,
-        ).returncode
-    assert code == 0, terminal.read_text(errors="replace")[-4000:]
-    steps = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    run_dir = run_tour("method_tour", cases)
+    steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {name: step["data"] for name, step in zip(cases, steps, strict=True)}
 
 
