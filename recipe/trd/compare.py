@@ -19,8 +19,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from recipe.trd import run_folder, summary
 from recipe.trd.evaluate import report, result, store, tables
+from recipe.trd.reports import run_folder, run_summary
 
 HELD_OUT = "validation"
 """Name of the set that a training run is validated on."""
@@ -71,7 +71,7 @@ def _evaluation(content: Mapping[str, Any], name: str) -> Run:
 
 
 def _training(folder: Path, name: str) -> Run:
-    numbers = summary.summarise(folder)
+    numbers = run_summary.summarise(folder)
     seconds = numbers["seconds"]["total"] + (numbers["seconds"]["startup"] or 0.0)
     devices = _num_devices(folder)
     costs = {
@@ -97,7 +97,7 @@ def _training(folder: Path, name: str) -> Run:
 
 def _num_devices(folder: Path) -> int | None:
     """Devices that the run reserved, those of the teacher with them; None where its configuration does not say."""
-    from verl_ext import resources
+    from verl_ext.runtime import resources
 
     try:
         config = OmegaConf.load(folder / "config.yaml")

@@ -12,7 +12,7 @@ import hydra
 import psutil
 from omegaconf import DictConfig, OmegaConf
 
-CONFIG_DIR = Path(__file__).parents[2] / "configs"
+from recipe.trd.config.paths import CONFIG_DIR
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes: the configuration cannot work; the run failed; Ctrl-C or SIGTERM."""
@@ -22,8 +22,8 @@ REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 def main(config: DictConfig) -> None:
     """Check, train, summarise; the exit code says how it went."""
     # Imported here, so that `--help` and `--cfg` answer at once.
-    from recipe.trd import run_folder
-    from verl_ext import leftovers
+    from recipe.trd.reports import run_folder
+    from verl_ext.runtime import leftovers
 
     # SLURM and `timeout` end a run with SIGTERM: treat it as Ctrl-C, so that no process stays behind.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -34,9 +34,9 @@ def main(config: DictConfig) -> None:
     with leftovers.process_guard():
         code = run(config, run_dir)
     if code == 0:
-        from recipe.trd import summary
+        from recipe.trd.reports import run_summary
 
-        summary.report(run_dir)
+        run_summary.report(run_dir)
     raise SystemExit(code)
 
 
@@ -50,7 +50,7 @@ def run(config: DictConfig, run_dir: Path) -> int:
     Returns:
         Exit code.
     """
-    from verl_ext import console
+    from verl_ext.runtime import console
 
     refusal = None
     try:
@@ -76,10 +76,10 @@ def check(config: DictConfig) -> str | None:
     """Why this configuration cannot work, in one line; None when it can."""
     from omegaconf.errors import OmegaConfBaseException
 
-    from recipe.trd import preflight
+    from recipe.trd.preflight import checks
 
     try:
-        preflight.check(config)
+        checks.check(config)
     except (ValueError, OSError, AssertionError, NotImplementedError, OmegaConfBaseException) as error:
         return " ".join(str(error).split()) or type(error).__name__
     return None
@@ -93,12 +93,13 @@ def train(config: DictConfig, run_dir: Path) -> None:
     """
     from verl.trainer.main_ppo import run_ppo
 
-    from recipe.trd import reporting, summary, task_runner
+    from recipe.trd.reports import provenance, reporting
+    from recipe.trd.training import task_runner
 
     # verl copies `ray_kwargs` out of the tree, where an interpolation would lose its root.
     OmegaConf.resolve(config)
     os.environ[reporting.LAUNCHED_AT] = str(psutil.Process().create_time())
-    summary.write_provenance(run_dir, config)
+    provenance.write_provenance(run_dir, config)
     run_ppo(config, task_runner_class=task_runner.remote_class())
 
 

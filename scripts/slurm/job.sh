@@ -50,7 +50,7 @@ job_command() {
         srun --nodes="$nodes" --ntasks="$nodes" --ntasks-per-node=1 --overlap --kill-on-bad-exit=1 --mpi=none
         "${SRUN_OPTIONS[@]}" "${INSIDE[@]}" bash "$(job_dir)/code/scripts/slurm/node.sh"
         "$PYTHON" -m recipe.trd.main ray_kwargs.ray_init.num_cpus=null ray_kwargs.ray_init.num_gpus=null
-        trainer.checkpoint_callback_class=recipe.trd.preemption.StopOnRequest "$@"
+        trainer.checkpoint_callback_class=recipe.trd.training.preemption.StopOnRequest "$@"
     )
 }
 

@@ -14,7 +14,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import LlamaConfig
 
-from recipe.trd import architectures, plan, preflight
+from recipe.trd.plan import architectures, memory
+from recipe.trd.preflight import checks
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("run_*.sh"))
@@ -63,9 +64,9 @@ def models(monkeypatch, tokenizer, tmp_path):
             num_hidden_layers=shape.num_layers,
         )
 
-    monkeypatch.setattr(preflight, "AutoConfig", SimpleNamespace(from_pretrained=config_of))
-    monkeypatch.setattr(preflight, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda path: tokenizer))
-    monkeypatch.setattr(preflight.plugin, "is_cpu_platform", lambda: False)
+    monkeypatch.setattr(checks, "AutoConfig", SimpleNamespace(from_pretrained=config_of))
+    monkeypatch.setattr(checks, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda path: tokenizer))
+    monkeypatch.setattr(checks.plugin, "is_cpu_platform", lambda: False)
     row = {"prompt": [], "data_source": "x", "reward_model": {"ground_truth": "1"}, "reference_solution": "1"}
     pd.DataFrame([row]).to_parquet(tmp_path / "rows.parquet")
     return [f"data.train_files={tmp_path}/rows.parquet", f"data.val_files={tmp_path}/rows.parquet"]
@@ -76,9 +77,9 @@ def models(monkeypatch, tokenizer, tmp_path):
 def test_it_passes_every_check_and_fits_its_gpus(script, nodes, models):
     needs_method(script)
     config = composed([*overrides_of(script, NODES=nodes, SEED="5"), *models])
-    assert plan.make(config, gpu_gib=79).problems == []
+    assert memory.make(config, gpu_gib=79).problems == []
     # verl's `validate_config` and ours.
-    preflight.check(config)
+    checks.check(config)
     assert config.data.seed == config.actor_rollout_ref.rollout.seed == 5
     if config.distillation.enabled:
         assert config.trainer.nnodes + config.distillation.nnodes == max(2, int(nodes))
@@ -147,8 +148,8 @@ def test_models_are_swapped_by_overrides(swap, student, models):
     config = composed([*overrides_of("run_trd_qwen3_1.7b.sh", *swap, *extra), *models])
     OmegaConf.resolve(config)
     assert config.actor_rollout_ref.model.path == student
-    assert plan.make(config, gpu_gib=79).problems == []
-    preflight.check(config)
+    assert memory.make(config, gpu_gib=79).problems == []
+    checks.check(config)
 
 
 def test_a_model_in_a_folder_and_a_teacher_of_another_family(models, tmp_path, monkeypatch, tokenizer):
@@ -157,14 +158,14 @@ def test_a_model_in_a_folder_and_a_teacher_of_another_family(models, tmp_path, m
     tiny = '{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}'
     (folder / "config.json").write_text(tiny[:-1] + ', "vocab_size": 999, "max_position_embeddings": 40960}')
     config = composed([*overrides_of("run_trd_qwen3_1.7b.sh", f"actor_rollout_ref.model.path={folder}"), *models])
-    assert plan.make(config, gpu_gib=79).problems == []
-    preflight.check(config)
+    assert memory.make(config, gpu_gib=79).problems == []
+    checks.check(config)
 
     other = SimpleNamespace(get_vocab=lambda: {"x": 0}, eos_token_id=0, eos_token="x")
     byname = SimpleNamespace(from_pretrained=lambda path: tokenizer if path == str(folder) else other)
-    monkeypatch.setattr(preflight, "AutoTokenizer", byname)
+    monkeypatch.setattr(checks, "AutoTokenizer", byname)
     with pytest.raises(ValueError, match="different tokenisers"):
-        preflight.check(config)
+        checks.check(config)
 
 
 @pytest.mark.parametrize(

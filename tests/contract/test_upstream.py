@@ -1,4 +1,4 @@
-"""What verl, vLLM and transformers have to be like: one test for each entry of `verl_ext/upstream.py`."""
+"""What verl, vLLM and transformers have to be like: one test for each entry of `tests/contract/upstream.py`."""
 
 import contextlib
 import importlib
@@ -13,7 +13,7 @@ import pytest
 from hydra import compose, initialize_config_module
 from omegaconf import OmegaConf
 
-from verl_ext import upstream, upstream_config, upstream_texts
+from contract import upstream, upstream_config, upstream_texts
 
 ROOT = Path(__file__).parents[2]
 EVERYTHING = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
@@ -145,7 +145,9 @@ def test_what_is_gone_would_be_noticed():
         test_attribute_is_there("x.py", upstream.Attribute("verl.utils.no.Thing.name", "y"))
     with pytest.raises(AssertionError, match=r"verl or vLLM changed verl.trainer.ppo.core_algos.agg_loss"):
         test_ours_accepts_every_call_of_theirs(
-            upstream.Override("verl.trainer.ppo.core_algos.agg_loss", "recipe.trd.worker.TrdWorker.update_actor", "y")
+            upstream.Override(
+                "verl.trainer.ppo.core_algos.agg_loss", "recipe.trd.training.worker.TrdWorker.update_actor", "y"
+            )
         )
 
 
@@ -186,7 +188,7 @@ def test_no_entry_is_stale(table):
         text = (ROOT / file).read_text(encoding="utf-8")
         for entry in entries:
             name = entry_id(entry).rpartition(".")[2]
-            assert name in text, f"{file} no longer uses {entry_id(entry)}: take it out of verl_ext/upstream.py"
+            assert name in text, f"{file} no longer uses {entry_id(entry)}: take it out of tests/contract/upstream.py"
 
 
 def test_files_that_rely_on_a_text_exist():

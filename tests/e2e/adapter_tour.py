@@ -24,9 +24,9 @@ from verl.trainer.main_ppo import run_ppo
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 
-from recipe.trd import preflight
-from recipe.trd.task_runner import TrdTaskRunner
-from recipe.trd.trainer import TrdTrainer
+from recipe.trd.preflight import checks
+from recipe.trd.training.task_runner import TrdTaskRunner
+from recipe.trd.training.trainer import TrdTrainer
 
 TOP_K = 8
 PROBLEM, ANSWER = "Compute 19-3+8-2", "19-3=16\n16+8=24\n24-2=22"
@@ -154,7 +154,7 @@ class AdapterTaskRunner(TrdTaskRunner):
 def main(cases: list[tuple[str, list[str]]], run_dir: Path) -> None:
     configs = [composed([*overrides, f"trainer.default_local_dir={run_dir}"]) for _, overrides in cases]
     for config in configs:
-        preflight.check(config)
+        checks.check(config)
     config = configs[-1].copy()
     OmegaConf.resolve(config)
     with open_dict(config):

@@ -24,12 +24,13 @@ from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.utils import tensordict_utils as tu
 
-from recipe.trd import objective, preflight
-from recipe.trd.agent_loop import TrdAgentLoopManager, TrdAgentLoopWorker
 from recipe.trd.main import CONFIG_DIR
-from recipe.trd.task_runner import TrdTaskRunner
-from recipe.trd.trainer import TrdTrainer
-from recipe.trd.worker import TrdWorker
+from recipe.trd.preflight import checks
+from recipe.trd.training import loss
+from recipe.trd.training.agent_loop import TrdAgentLoopManager, TrdAgentLoopWorker
+from recipe.trd.training.task_runner import TrdTaskRunner
+from recipe.trd.training.trainer import TrdTrainer
+from recipe.trd.training.worker import TrdWorker
 from verl_ext.divergence import Head
 
 NUM_UPDATES = 3
@@ -72,7 +73,7 @@ class TourWorker(TrdWorker):
         The average is recomputed here from the weights after every update.
         """
         seen: dict[str, list[torch.Tensor]] = {"student": [], "teacher": []}
-        ours = objective.linear_divergence
+        ours = loss.linear_divergence
 
         def watched(*, student, teacher, **rest):
             for side, head in (("student", student), ("teacher", teacher)):
@@ -81,11 +82,11 @@ class TourWorker(TrdWorker):
                     seen[side].append(logits.log_softmax(-1))
             return ours(student=student, teacher=teacher, **rest)
 
-        objective.linear_divergence = watched
+        loss.linear_divergence = watched
         try:
             output = super().update_actor(data)
         finally:
-            objective.linear_divergence = ours
+            loss.linear_divergence = ours
         metrics = tu.get(output, "metrics")
         for side, log_probs in ((side, torch.cat(found)) for side, found in seen.items() if found):
             first = self.first_seen.setdefault(side, log_probs)
@@ -154,9 +155,9 @@ def composed(overrides: list[str]) -> DictConfig:
 def main(cases: dict[str, list[str]], run_dir: Path) -> None:
     configs = {name: composed(overrides) for name, overrides in cases.items()}
     for config in configs.values():
-        preflight.check(config)
+        checks.check(config)
     config = composed([*cases["trd_opd"], f"trainer.default_local_dir={run_dir}"])
-    preflight.check(config)
+    checks.check(config)
     OmegaConf.resolve(config)
     with open_dict(config):
         config.trainer.total_training_steps = len(cases)

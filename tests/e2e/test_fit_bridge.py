@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from recipe.trd import bridge
+from recipe.trd.oprd import bridge
 from verl_ext.divergence import hidden_mse
 
 pytestmark = pytest.mark.e2e

@@ -23,7 +23,7 @@ def answers(world):
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    from verl_ext.topk_server import TopKServer
+    from verl_ext.server.topk_server import TopKServer
 
     tokenizer = AutoTokenizer.from_pretrained(world / "teacher")
     problems = [f"Compute {first}-3+8-{last}" for first, last in [(19, 2), (40, 7), (8, 1), (33, 9)]]

@@ -14,11 +14,11 @@ LONG_FUNCTIONS: dict[str, str] = {}
 MAY_NOT_IMPORT = {
     "verl_ext/**/*.py": {"recipe", "tests", "scripts"},
     "recipe/**/*.py": {"tests", "scripts"},
-    "recipe/trd/gates.py": {"verl", "verl_ext", "torch", "transformers", "ray"},
-    "recipe/trd/prompts.py": {"verl", "verl_ext", "torch", "transformers", "ray"},
-    "recipe/trd/records.py": {"verl", "verl_ext", "torch", "transformers", "ray"},
-    "recipe/trd/alignment.py": {"verl", "verl_ext", "ray"},
-    "recipe/trd/contexts.py": {"verl", "verl_ext", "torch", "ray"},
+    "recipe/trd/rewrite/verdict.py": {"verl", "verl_ext", "torch", "transformers", "ray"},
+    "recipe/trd/rewrite/prompts.py": {"verl", "verl_ext", "torch", "transformers", "ray"},
+    "recipe/trd/rewrite/records.py": {"verl", "verl_ext", "torch", "transformers", "ray"},
+    "recipe/trd/rewrite/alignment.py": {"verl", "verl_ext", "ray"},
+    "recipe/trd/rewrite/contexts.py": {"verl", "verl_ext", "torch", "ray"},
     "verl_ext/divergence/**/*.py": {"verl", "vllm", "ray"},
 }
 

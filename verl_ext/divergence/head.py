@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from verl_ext.divergence.objective import Head
 from verl_ext.divergence.pointwise import LOG_ZERO
+from verl_ext.divergence.spec import Head
 
 TILE_ROWS = 16384
 """Rows of a half-precision head that are converted at a time."""

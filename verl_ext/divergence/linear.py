@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from verl_ext.divergence.block import diagnostic_top_k, evaluate_block, output_names
 from verl_ext.divergence.head import (
     finish_logits,
     hidden_gradient,
@@ -18,8 +19,7 @@ from verl_ext.divergence.head import (
     weight_gradient,
     working_dtype,
 )
-from verl_ext.divergence.objective import Head, Objective, Tokens, TopK, check_fit
-from verl_ext.divergence.rows import diagnostic_top_k, evaluate_block, output_names
+from verl_ext.divergence.spec import Head, Objective, Tokens, TopK, check_fit
 from verl_ext.divergence.support import Block, softmax_in_place
 
 CHUNK_BYTES = {"cpu": 206 << 20, "cuda": 768 << 20}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from verl_ext.divergence.objective import Term
+    from verl_ext.divergence.spec import Term
 
 LOG_ZERO = -1e30
 """Stands for the logarithm of 0, so that 0 * log 0 is 0 and nothing becomes NaN."""

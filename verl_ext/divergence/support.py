@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from verl_ext.divergence.objective import Term, TopK
 from verl_ext.divergence.pointwise import LOG_ZERO, LogProbs, log_probs_of
+from verl_ext.divergence.spec import Term, TopK
 
 TAIL_RESOLUTION = 8 * torch.finfo(torch.float32).eps
 """What float32 log-probabilities of a top-k leave below this is no knowledge of the tail, but rounding."""

@@ -21,7 +21,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from verl_ext.divergence import Head
 from verl_ext.engine.causal_lm import HiddenStates, hand_over_hidden_states
-from verl_ext.engine.rows import Rows, response_rows
+from verl_ext.engine.positions import Rows, response_rows
 
 VENDOR = "verl_ext"
 """Value of VERL_ENGINE_VENDOR under which verl finds these engines."""

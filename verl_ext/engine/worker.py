@@ -16,10 +16,10 @@ from verl.workers.config import HFModelConfig
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
-from verl_ext import adapters
 from verl_ext.engine.causal_lm import check_head
 from verl_ext.engine.distillation import FROZEN, VENDOR, DistillationEngine, FrozenEngine
 from verl_ext.engine.self_teacher import SelfTeacher, WeightAverage
+from verl_ext.server import lora
 
 
 class DistillationWorker(ActorRolloutRefWorker):
@@ -35,7 +35,7 @@ class DistillationWorker(ActorRolloutRefWorker):
             RuntimeError: an architecture whose logits are not what hidden states and head say.
         """
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR
-        adapters.register()
+        lora.register()
         super().init_model()
         _check(self.actor.engine)
 

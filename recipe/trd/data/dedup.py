@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from recipe.trd.data.items import Item
 from recipe.trd.data.normalise import key
 from recipe.trd.data.sources import MATH
-from recipe.trd.reward import is_equal
+from recipe.trd.rewards.math_reward import is_equal
 
 COPY = "copy of an earlier row"
 DISAGREEING = "copies of the problem have different answers"

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 
 from recipe.trd.data.items import FlaggedRow, Item, Row, UnusableRow, optional_text, scalar_text, text
-from recipe.trd.reward import last_boxed
+from recipe.trd.rewards.math_reward import last_boxed
 
 # DAPO asks for a line "Answer: ..." around every problem; we ask for a box instead.
 _DAPO_OPENING = re.compile(r"\ASolve the following math problem step by step\.[^\n]*\n+")

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.trd import code_reward, program_tests, sandbox
 from recipe.trd.evaluate import pool, store
 from recipe.trd.evaluate.store import Key
 from recipe.trd.evaluate.suites import Problem
+from recipe.trd.rewards import code_reward, code_tests, sandbox
 
 ABILITIES = frozenset({"code", "coding"})
 
@@ -137,7 +137,7 @@ def _by_tests(
         program = code_reward.last_program(text)
         if not program:
             return key, Verdict(False, "", error="no program in the response")
-        tests = program_tests.read(problems[key[0]].ground_truth)
+        tests = code_tests.read(problems[key[0]].ground_truth)
         last = code_reward.grade(program, tests, options, stop_at_failure=True)[-1]
         late = last is code_reward.Verdict.TIMEOUT
         outcome = pool.Outcome.TIMEOUT if late else pool.Outcome.DONE

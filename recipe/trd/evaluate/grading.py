@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recipe.trd import reward
 from recipe.trd.evaluate import answers, code, pool
 from recipe.trd.evaluate.store import Key
 from recipe.trd.evaluate.suites import Problem
+from recipe.trd.rewards import math_reward
 
 MATH = "math"
 
@@ -102,11 +102,11 @@ def grade_math(texts: Mapping[Key, str], problems: Mapping[str, Problem], limits
 
     Each answer to a problem is compared once, however many samples gave it.
     """
-    preds = {key: reward.last_boxed(text) for key, text in texts.items()}
+    preds = {key: math_reward.last_boxed(text) for key, text in texts.items()}
     pairs = sorted({(key[0], pred) for key, pred in preds.items() if pred})
     calls = [(pred, str(problems[problem].ground_truth)) for problem, pred in pairs]
     results: dict[tuple[str, str], pool.Result] = {}
-    for number, result in pool.run(reward.is_equal, calls, workers=limits.workers, timeout_s=limits.timeout_s):
+    for number, result in pool.run(math_reward.is_equal, calls, workers=limits.workers, timeout_s=limits.timeout_s):
         results[pairs[number]] = result
     votes = _votes(results, limits)
     grades = {}

@@ -19,7 +19,7 @@ from typing import Any
 from recipe.trd.evaluate import fingerprint, grading, report, result, sampling, settings, store, suites
 from recipe.trd.evaluate.store import Key
 from recipe.trd.evaluate.suites import ProblemSet
-from recipe.trd.progress import format_seconds
+from recipe.trd.reports.progress import format_seconds
 
 SESSIONS = "sessions.jsonl"
 

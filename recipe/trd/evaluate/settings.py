@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from recipe.trd import summary
+from recipe.trd.reports import provenance
 
 FILE = "config.yaml"
 """As in the folder of a training run, with `versions.json` beside it."""
@@ -119,7 +119,7 @@ def adopt(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"{folder} holds samples of other settings:\n  {listed}\nchange --out, or go back to these settings"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    summary.write_provenance(folder, OmegaConf.create(dict(settings)))
+    provenance.write_provenance(folder, OmegaConf.create(dict(settings)))
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ import pandas as pd
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from recipe.trd import contexts
 from recipe.trd.export.checkpoint import Checkpoint
+from recipe.trd.rewrite import contexts
 
 
 @dataclass(frozen=True)

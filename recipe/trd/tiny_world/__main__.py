@@ -2,17 +2,15 @@
 
 import json
 import os
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from recipe.trd.config.paths import CONFIG_DIR
 from recipe.trd.tiny_world.build import CARD, SELF_CARD, build_world
 from recipe.trd.tiny_world.schema import TinyWorldConfig, from_mapping
-
-_CONFIG_DIR = Path(__file__).resolve().parents[3] / "configs"
 
 
 def summary(card: dict[str, dict[str, float]]) -> Table:
@@ -27,7 +25,7 @@ def summary(card: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-@hydra.main(config_path=str(_CONFIG_DIR), config_name="tiny_world", version_base="1.3")
+@hydra.main(config_path=str(CONFIG_DIR), config_name="tiny_world", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Build what is missing and print what the world is like."""
     # Read when torch is imported, which the build does later. On a machine shared with other work, threads that spin

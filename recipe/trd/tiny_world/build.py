@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from recipe.trd.prompts import TEMPLATE_DIR
+from recipe.trd.rewrite.prompts import TEMPLATE_DIR
 from recipe.trd.tiny_world.cache import Stage, building, content_key, exclusive, is_built
 from recipe.trd.tiny_world.schema import TinyWorldConfig
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 
-from recipe.trd import prompts
+from recipe.trd.rewrite import prompts
 from recipe.trd.tiny_world.problems import Problem, draw_problem, inject_errors
 from recipe.trd.tiny_world.schema import StudentConfig, TeacherConfig, WorldConfig
 

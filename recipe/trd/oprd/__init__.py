@@ -1,0 +1,1 @@
+"""OPRD: maps between the hidden states of two models, and how they are fitted."""

@@ -1,0 +1,1 @@
+"""Memory and GPUs of a run, computed before it starts."""

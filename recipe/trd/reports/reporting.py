@@ -1,0 +1,83 @@
+"""What a trainer tells a person: stages of the start, a line a step, a line a validation. Changes nothing of the
+training."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from transfer_queue import KVBatchMeta
+
+from recipe.trd.reports import progress, provenance
+
+LAUNCHED_AT = "TRD_LAUNCHED_AT"
+"""Environment variable with the Unix time of the launch, set by `recipe.trd.main`."""
+
+
+_launched_at = float(os.environ.get(LAUNCHED_AT, time.time()))
+
+
+def seconds_since_launch() -> float:
+    """Seconds since the user's command began; since this process began where the launch is not known."""
+    return time.time() - _launched_at
+
+
+def stage(text: str) -> None:
+    """Say what the start-up is doing, with the seconds since launch."""
+    progress.stage(text, launched_at=_launched_at)
+
+
+class Reporting:
+    """Mixin for verl's synchronous trainer, to stand before it in the bases."""
+
+    _started = False
+
+    @property
+    def trainer_mode(self) -> str:
+        """verl compares this name with "sync"; ours is registered under another, and behaves as that."""
+        return "sync"
+
+    @trainer_mode.setter
+    def trainer_mode(self, value: str) -> None:
+        pass
+
+    def _init_tokenizer(self) -> None:
+        stage("reading tokenizer and data")
+        super()._init_tokenizer()
+
+    def _init_resource_pool_mgr(self) -> None:
+        stage("starting the trainer's worker, the teacher's and the student's server")
+        super()._init_resource_pool_mgr()
+
+    def _build_replay_buffer(self) -> Any:
+        buffer = super()._build_replay_buffer()
+        buffer.poll_interval = self.config.trd.poll_interval_s
+        return buffer
+
+    def _load_checkpoint(self) -> None:
+        stage("servers are up; loading a checkpoint if there is one")
+        super()._load_checkpoint()
+
+    def on_train_begin(self) -> None:
+        """verl's hook: the first step is next."""
+        stage("training")
+        self._progress = progress.Progress(total_steps=self.total_training_steps, start_step=self.global_steps - 1)
+        super().on_train_begin()
+
+    def _validate(self) -> dict[str, float]:
+        metrics = super()._validate()
+        for name, accuracy in metrics.items():
+            if name.startswith("val-core/") and name.endswith("/acc/mean@1"):
+                num = len(self.val_dataset)
+                error = (accuracy * (1 - accuracy) / num) ** 0.5
+                progress.validation(step=self.global_steps, accuracy=accuracy, standard_error=error, num_problems=num)
+        return metrics
+
+    def _compute_metrics(
+        self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
+    ) -> None:
+        super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        if not self._started:
+            self._started = True
+            provenance.record_startup(Path(self.config.trainer.default_local_dir), seconds_since_launch())
+        self._progress.update(global_steps, metrics)

@@ -1,0 +1,1 @@
+"""Rewards: mathematics by answer, generated code by its tests, run in a sandbox."""

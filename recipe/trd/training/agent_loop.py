@@ -1,0 +1,266 @@
+"""From a rollout to a training sample, inside verl's agent-loop worker.
+
+A sample is rewritten and scored as soon as its rollout is there, while other samples still roll out.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import torch
+from transformers import GenerationConfig
+from verl.experimental.agent_loop.agent_loop import AgentLoopOutput
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.utils import hf_tokenizer
+from verl.utils.config import omega_conf_to_dataclass
+
+from recipe.trd.config.schema import TrdConfig
+from recipe.trd.rewrite import alignment
+from recipe.trd.rewrite.contexts import Context, Message
+from recipe.trd.rewrite.copying import copied_frac
+from recipe.trd.rewrite.records import SampleRecord
+from recipe.trd.rewrite.teacher import Rewrite, TeacherClient, one_line
+from recipe.trd.rewrite.topk import TopKLogProbs
+from recipe.trd.rewrite.verdict import Verdict
+from recipe.trd.training import loss  # noqa: F401  verl looks its loss up in every process
+
+logger = logging.getLogger(__name__)
+
+TENSORS = ("teacher_input_ids", "is_policy")
+"""Extra fields of a sample that reach the training workers as tensors."""
+
+
+class TrainingSample(AgentLoopOutput):
+    """verl's sample; extra fields named in TENSORS become columns of their own."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Columns of one row in TransferQueue."""
+        output = super().as_dict()
+        output.update({name: output["extra_fields"].pop(name) for name in TENSORS if name in output["extra_fields"]})
+        return output
+
+
+def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:
+    """Every id that ends a turn of this model: the tokenizer's and those of its generation config."""
+    ids = {tokenizer.eos_token_id}
+    try:
+        declared = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except OSError:  # the file is optional
+        declared = None
+    ids.update(declared if isinstance(declared, list) else [declared])
+    return sorted(ids - {None})
+
+
+class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
+    """verl's worker; between the rollout of a training sample and its grading it puts rewrite and teacher."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.take_up_method()
+
+    def take_up_method(self) -> None:
+        """Get ready for what `self.config.trd` asks of the teacher."""
+        self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
+        path = self.trd.teacher.engine.path
+        if self.trd.is_self:
+            path = self.config.actor_rollout_ref.model.path
+        elif self.trd.has_server:
+            path = self.config.distillation.teacher_models.teacher_model.model_path
+        # The student's own has the chat template of the run (actor_rollout_ref.model.custom_chat_template).
+        tokenizer = self.tokenizer
+        if not self.trd.is_self:
+            tokenizer = hf_tokenizer(path, trust_remote_code=self.config.actor_rollout_ref.model.trust_remote_code)
+        self.teacher = TeacherClient(
+            config=self.trd,
+            client=next(iter(self.teacher_client.values())) if self.trd.has_server else None,
+            student_client=self.llm_client,
+            tokenizer=tokenizer,
+            eos_token_ids=eos_token_ids(path, tokenizer),
+            student_eos_token_id=self.tokenizer.eos_token_id,
+            max_response_length=self.config.data.max_response_length,
+            template_kwargs=self.config.data.get("apply_chat_template_kwargs") or {},
+        )
+
+    async def _agent_loop_postprocess(
+        self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any
+    ) -> None:
+        if not validate:
+            (y_o,) = output if isinstance(output, list) else [output]
+            output = await self._training_samples(_as_sample(y_o), kwargs)
+        await super()._agent_loop_postprocess(output, validate, **kwargs)
+
+    async def _compute_teacher_logprobs(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing: `_training_samples` has asked the teacher already."""
+
+    async def _training_samples(self, y_o: TrainingSample, kwargs: dict[str, Any]) -> list[TrainingSample]:
+        """The rows that a rollout gives: what the divergence is trained on, and y_o for a task reward beside y_r."""
+        record = SampleRecord(y_o_ids=y_o.response_ids, rolled_out=time.time())
+        y_star = reference(kwargs, self.trd.reference_key) if self.trd.needs_reference else None
+        rewrite = None
+        if self.trd.trajectory == "y_r":
+            rewrite, _ = await asyncio.gather(
+                self.teacher.rewrite(kwargs["raw_prompt"], y_o.response_ids, y_star), self._compute_score([y_o], kwargs)
+            )
+            self._note_rewrite(record, rewrite, y_star)
+        else:
+            await self._compute_score([y_o], kwargs)
+        record.y_o_acc = accuracy(y_o)
+        sample = y_o
+        if rewrite is not None and rewrite.verdict is Verdict.ACCEPTED:
+            sample = _with_response(y_o, rewrite.y_r_ids)
+            # Graded before anything is attached: verl sends all extra fields to the reward worker.
+            await self._compute_score([sample], kwargs)
+            record.y_r_acc, record.trained_on = accuracy(sample), "y_r"
+        if self.trd.trains_both:
+            sample = _copy(sample)
+        await self._attach_teacher(sample, rewrite, record, raw_prompt=kwargs["raw_prompt"], y_star=y_star)
+        sample.extra_fields["trd"] = record.as_dict()
+        return [sample] if not self.trd.trains_both else _with_policy_row(sample, y_o)
+
+    async def _attach_teacher(
+        self,
+        sample: TrainingSample,
+        rewrite: Rewrite | None,
+        record: SampleRecord,
+        *,
+        raw_prompt: Sequence[Message],
+        y_star: str | None,
+    ) -> None:
+        """Give the sample its teacher: top-k rows, or the sequence that the teacher reads; without one it is masked."""
+        num_prompt, num_response = len(sample.prompt_ids), len(sample.response_ids)
+        rejected = rewrite is not None and rewrite.verdict is not Verdict.ACCEPTED
+        usable = not (rejected and self.trd.rewrite.fallback == "mask")
+        context = self._context(sample, rewrite, raw_prompt, y_star)
+        if context is None:
+            # The vanilla context is always there; it stands in so that the row has something to be masked.
+            usable, context = False, self.teacher.vanilla_context(raw_prompt)
+        record.teacher_prompt_ids = context.ids
+        record.num_cut_reference = max(record.num_cut_reference, context.num_cut_reference)
+        record.no_reference = self.trd.needs_reference and y_star is None
+        if self.trd.teacher.scorer == "engine":
+            ids = [*context.ids, *self.teacher.in_teachers_tokens(sample.response_ids)]
+            sample.extra_fields["teacher_input_ids"] = torch.tensor(ids, dtype=torch.int64)
+        elif self.trd.teacher.scorer in ("generation", "prefill"):
+            topk = await self._score(sample, rewrite, record, context) if usable else None
+            usable = topk is not None
+            rows = alignment.student_rows(
+                topk, num_prompt=num_prompt, num_response=num_response, top_k=self.trd.objective.top_k
+            )
+            sample.extra_fields["teacher_ids"], sample.extra_fields["teacher_logprobs"] = rows
+        if not usable:
+            record.trained_on = "none"
+            sample.response_mask = [0] * num_response
+
+    async def _score(
+        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, context: Context
+    ) -> TopKLogProbs | None:
+        """The teacher's rows of a sample; None when it could not be scored."""
+        if rewrite is not None and rewrite.verdict is Verdict.ACCEPTED and rewrite.topk is not None:
+            return rewrite.topk
+        started = time.time()
+        try:
+            return await self.teacher.score(context.ids, sample.response_ids)
+        except Exception as error:
+            # The network boundary: the sample is masked and counted, the watchdog looks after the server.
+            logger.exception("the teacher's server failed to score a sample")
+            record.error = one_line(error)
+            return None
+        finally:
+            record.score_span = (started, time.time())
+
+    def _context(
+        self, sample: TrainingSample, rewrite: Rewrite | None, raw_prompt: Sequence[Message], y_star: str | None
+    ) -> Context | None:
+        """What the teacher sees before the response; None where that cannot be had.
+
+        A y_o that stands in for a rejected rewrite is scored under the vanilla context, or with a reference under the
+        privileged one: nothing of the failed rewrite is in it.
+        """
+        kind = self.trd.teacher.context
+        if kind == "refine" and rewrite is not None:
+            if rewrite.verdict is Verdict.ACCEPTED:
+                return rewrite.context
+            kind = "privileged" if self.trd.rewrite.with_reference else "vanilla"
+        if kind == "refine":
+            if self.trd.rewrite.with_reference and y_star is None:
+                return None
+            return self.teacher.refine_context(raw_prompt, sample.response_ids, y_star)
+        if kind == "privileged":
+            return None if y_star is None else self.teacher.privileged_context(raw_prompt, y_star)
+        return self.teacher.vanilla_context(raw_prompt)
+
+    def _note_rewrite(self, record: SampleRecord, rewrite: Rewrite, y_star: str | None) -> None:
+        record.verdict, record.error = str(rewrite.verdict), rewrite.error
+        record.y_r_ids = rewrite.y_r_ids or None
+        record.rewrite_span = (rewrite.started, rewrite.ended)
+        if rewrite.context is not None:
+            record.num_cut, record.num_cut_reference = rewrite.context.num_cut, rewrite.context.num_cut_reference
+        if rewrite.verdict is Verdict.ACCEPTED and self.trd.rewrite.with_reference and y_star is not None:
+            y_star_ids = self.teacher.tokenizer.encode(y_star, add_special_tokens=False)
+            record.copied_frac = copied_frac(rewrite.y_r_ids, y_star_ids=y_star_ids, y_o_ids=record.y_o_ids)
+
+
+def reference(row: dict[str, Any], key: str) -> str | None:
+    """The reference solution of a row, by `column` or `column.key`; None where it has none, or an empty one."""
+    value: Any = row
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return str(value) if value is not None and str(value).strip() else None
+
+
+def accuracy(output: AgentLoopOutput) -> float | None:
+    """`acc` of the reward function, else its score; None when nothing was scored."""
+    if output.reward_score is None:
+        return None
+    return float(output.extra_fields.get("reward_extra_info", {}).get("acc", output.reward_score))
+
+
+def _as_sample(output: AgentLoopOutput) -> TrainingSample:
+    """The same fields set, nothing else: verl writes only those, and what was put into a default of extra_fields."""
+    return TrainingSample(**{name: getattr(output, name) for name in {*output.model_fields_set, "extra_fields"}})
+
+
+def _copy(sample: TrainingSample) -> TrainingSample:
+    return sample.model_copy(update={"extra_fields": dict(sample.extra_fields)})
+
+
+def _with_response(y_o: TrainingSample, response_ids: list[int]) -> TrainingSample:
+    """Another response in the place of y_o: same prompt, same weight version, a reward of its own."""
+    fields = {name: value for name, value in y_o.extra_fields.items() if name != "reward_extra_info"}
+    return TrainingSample(
+        prompt_ids=y_o.prompt_ids,
+        response_ids=response_ids,
+        response_mask=[1] * len(response_ids),
+        num_turns=y_o.num_turns,
+        metrics=y_o.metrics,
+        extra_fields=fields,
+    )
+
+
+def _with_policy_row(sample: TrainingSample, y_o: TrainingSample) -> list[TrainingSample]:
+    """The sample and, last, y_o with its reward: verl takes the last row of a session for the advantage.
+
+    Both rows have the same columns; those of the teacher are placeholders in the row of y_o, which no divergence reads.
+    """
+    sample.reward_score = None
+    policy = _copy(y_o)
+    num_prompt, num_response = len(y_o.prompt_ids), len(y_o.response_ids)
+    if "teacher_input_ids" in sample.extra_fields:
+        policy.extra_fields["teacher_input_ids"] = torch.tensor([*y_o.prompt_ids, *y_o.response_ids])
+    if "teacher_ids" in sample.extra_fields:
+        top_k = sample.extra_fields["teacher_ids"].shape[1]
+        rows = alignment.student_rows(None, num_prompt=num_prompt, num_response=num_response, top_k=top_k)
+        policy.extra_fields["teacher_ids"], policy.extra_fields["teacher_logprobs"] = rows
+    sample.extra_fields["is_policy"], policy.extra_fields["is_policy"] = torch.tensor([0]), torch.tensor([1])
+    return [sample, policy]
+
+
+class TrdAgentLoopManager(AgentLoopManagerTQ):
+    """Starts `TrdAgentLoopWorker`s. Named by `actor_rollout_ref.rollout.agent.agent_loop_manager_class`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(TrdAgentLoopWorker)

@@ -1,0 +1,107 @@
+"""The training worker with this recipe's objective; created by `TrdTrainer` in the place of verl's class."""
+
+from functools import partial
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tensordict import TensorDict
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
+from verl.utils.device import get_device_id
+
+from recipe.trd.config.schema import TrdConfig
+from recipe.trd.oprd import bridge
+from recipe.trd.training.loss import MASKS, Loss, add_masks, trd_loss
+from verl_ext.engine.worker import DistillationWorker
+
+QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
+
+
+class TrdWorker(DistillationWorker):
+    """Actor and rollout of the student, and the frozen teacher where `trd.teacher.scorer=engine`."""
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def init_model(self) -> None:
+        """Build student, rollout and teacher, then hand the engine our loss."""
+        super().init_model()
+        self.take_up_method()
+
+    def take_up_method(self) -> None:
+        """Load the teacher and build the loss that `self.config.trd` asks for."""
+        self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
+        self._take_up_teacher()
+        self.trd_loss = self._build_loss()
+        self.actor.engine.counted = MASKS
+        self.actor.engine.with_head = self.trd_loss.divergence is not None or self.trd_loss.policy is not None
+        self.actor.engine.with_layers = self.trd_loss.hidden_coef > 0
+        self.actor.set_loss_fn(
+            partial(trd_loss, config=self.loss_fn.keywords["config"], distillation_config=None, loss=self.trd_loss)
+        )
+
+    def _take_up_teacher(self) -> None:
+        """A model of its own, or the student's module as it is, without its adapters, or with averaged weights."""
+        teacher, is_average = self.trd.teacher, self.trd.teacher.weights == "ema"
+        has_adapters = self.trd.student.lora_rank > 0
+        self.set_average(teacher.ema_decay if is_average else None, on_server=self.trd.asks_average)
+        if teacher.scorer != "engine":
+            self.set_teacher(None)
+        elif teacher.weights == "external" or (teacher.weights == "frozen" and not has_adapters):
+            self.set_teacher(teacher.engine.path, dtype=teacher.engine.dtype, offload=teacher.engine.offload)
+        else:
+            self.set_self_teacher(averaged=is_average, without_adapters=teacher.weights == "frozen")
+
+    def _build_loss(self) -> Loss:
+        objective = self.trd.objective
+        term = objective.hidden_term
+        fitted = None
+        if term is not None and objective.hidden.bridge is not None:
+            fitted = bridge.load(objective.hidden.bridge, device=get_device_id())
+        return Loss(
+            divergence=objective.distributions(),
+            policy=objective.policy(),
+            hidden_coef=term.coef if term else 0.0,
+            normalize=objective.hidden.normalize,
+            last_layer_only=objective.hidden.layers == "last",
+            projections=fitted.projections if fitted else None,
+            teacher_layers=fitted.teacher_layers if fitted else None,
+            swapped=self._swapped(),
+        )
+
+    def _swapped(self) -> tuple[int, int] | None:
+        """Ids that end a turn for the student and for the teacher, where they differ and are to count as one."""
+        if self.teacher is None or self.trd.is_self or not self.trd.teacher.eos_remap:
+            return None
+        ours, theirs = (engine.model_config.tokenizer.eos_token_id for engine in (self.actor.engine, self.teacher))
+        return (ours, theirs) if ours != theirs else None
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def compute_log_prob(self, data: TensorDict) -> TensorDict:
+        """Log-probs at temperature 1, like all that they are compared with."""
+        tu.assign_non_tensor(data, temperature=1.0)
+        return super().compute_log_prob(data)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    def update_actor(self, data: TensorDict) -> TensorDict:
+        """Update with both models at temperature 1, whatever the rollout was drawn with."""
+        add_masks(data, self.trd)
+        rows = 2 if self.trd.trains_both else 1
+        tu.assign_non_tensor(data, temperature=1.0, mini_batch_size=rows * data["mini_batch_size"])
+        with self.teacher_on_device():
+            output = super().update_actor(data)
+        quantiles = self._quantiles()
+        if output is not None:
+            tu.get(output, "metrics").update(quantiles)
+        return output
+
+    def _quantiles(self) -> dict[str, float]:
+        """Of the divergence over all counted tokens of the step, on all ranks."""
+        values = torch.cat(self.trd_loss.values).numpy() if self.trd_loss.values else np.zeros(0, np.float32)
+        self.trd_loss.values.clear()
+        everyones: list[np.ndarray] = [values] * dist.get_world_size()
+        dist.all_gather_object(everyones, values)
+        everything = np.concatenate(everyones)
+        if everything.size == 0:
+            return {}
+        return {f"trd/divergence_{name}": float(np.quantile(everything, q)) for name, q in QUANTILES.items()}

@@ -1,0 +1,1 @@
+"""What surrounds a run: terminal, watchdog, resources, what dead processes leave behind."""
