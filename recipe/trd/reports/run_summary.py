@@ -1,7 +1,7 @@
 """What a run did, from the files in its folder: `summary.json`, and a page for the terminal.
 
 Reads what is there: a run that crashed, or a method without rewriting, gives a shorter summary and a word about what
-is missing. Accuracies are in [0, 1]. How the page looks is in `summary_text.py`.
+is missing. Accuracies are in [0, 1]. How the page looks is in `summary_page.py`.
 """
 
 import json

@@ -1,8 +1,6 @@
-"""The command that fits a bridge, with rollouts that are given: settings, prompts, what is held out and refused."""
+"""Fitting a bridge with rollouts that are given: settings, prompts, what is held out and refused."""
 
-import dataclasses
 import json
-import re
 from pathlib import Path
 
 import pandas as pd
@@ -71,24 +69,6 @@ def rollouts(monkeypatch):
         return [torch.randint(5, 9, (3 + index % 5,), generator=generator).tolist() for index in range(len(prompts))]
 
     monkeypatch.setattr(fitting, "roll_out", answer)
-
-
-def test_command_line_and_file_are_checked_against_the_types(capsys, monkeypatch):
-    shipped = yaml.safe_load(CONFIG.read_text())
-    assert set(shipped) - {"defaults", "hydra"} == {field.name for field in dataclasses.fields(fitting.FitConfig)}
-    for argument, message in (
-        ("rank=four", "Value 'four'.*rank"),
-        ("rank=0", "rank=0 must be at least 1"),
-        ("teacher=???", "missing mandatory value: teacher"),
-    ):
-        arguments = ["student=a", "teacher=b", "train_files=[c]", "out=d", argument]
-        monkeypatch.setattr("sys.argv", ["fit_bridge", *arguments])
-        with pytest.raises(SystemExit) as end:
-            fitting.main()
-        assert end.value.code == fitting.REFUSED
-        said = capsys.readouterr().err
-        assert said.startswith("no bridge: ")
-        assert re.search(message, said)
 
 
 @pytest.mark.parametrize(

@@ -308,7 +308,7 @@ def test_nothing_is_left_open():
 
 
 def test_program_dies_with_the_process_that_started_it(tmp_path):
-    caller = "from recipe.trd import sandbox\nsandbox.run('import time; time.sleep(100)')"
+    caller = "from recipe.trd.rewards import sandbox\nsandbox.run('import time; time.sleep(100)')"
     # What is left over when a caller is killed is an empty folder.
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", caller], env=environment) as process:
@@ -327,7 +327,8 @@ def test_program_dies_with_the_process_that_started_it(tmp_path):
 
 def test_a_process_that_ignores_its_children_is_told_so():
     caller = (
-        "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\nfrom recipe.trd import sandbox\nsandbox.run('')"
+        "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        "from recipe.trd.rewards import sandbox\nsandbox.run('')"
     )
     done = subprocess.run([sys.executable, "-c", caller], capture_output=True, text=True, check=False)
     assert "SandboxError: how a program ended is unknown, since this process ignores SIGCHLD" in done.stderr

@@ -191,7 +191,7 @@ RAY_PROGRAM = """
 import sys, warnings
 from pathlib import Path
 import ray
-from verl_ext import console
+from verl_ext.runtime import console
 
 @ray.remote(num_cpus=0)
 class Trainer:
