@@ -20,7 +20,7 @@ from typing import Any
 from recipe.trd.evaluate import pool, store
 from recipe.trd.evaluate.store import Key
 from recipe.trd.evaluate.suites import Problem
-from recipe.trd.rewards import code_reward, code_tests, sandbox
+from recipe.trd.rewards import code_extraction, code_grading, code_tests, sandbox
 
 ABILITIES = frozenset({"code", "coding"})
 
@@ -130,18 +130,18 @@ def _by_tests(
     texts: Mapping[Key, str], problems: Mapping[str, Problem], workers: int, timeout_s: float
 ) -> dict[Key, Verdict]:
     """As the reward of training grades, but on all tests of a problem, and in order up to the first that fails."""
-    options = code_reward.Options(max_tests=None, timeout_s=max(1, round(timeout_s)))
+    options = code_grading.CodeRewardOptions(max_tests=None, timeout_s=max(1, round(timeout_s)))
 
     def verdict(item: tuple[Key, str]) -> tuple[Key, Verdict]:
         key, text = item
-        program = code_reward.last_program(text)
+        program = code_extraction.last_code(text)
         if not program:
             return key, Verdict(False, "", error="no program in the response")
         tests = code_tests.read(problems[key[0]].ground_truth)
-        last = code_reward.grade(program, tests, options, stop_at_failure=True)[-1]
-        late = last is code_reward.Verdict.TIMEOUT
+        last = code_grading.grade(program, tests, options, stop_at_failure=True)[-1]
+        late = last is code_grading.CodeVerdict.TIMEOUT
         outcome = pool.Outcome.TIMEOUT if late else pool.Outcome.DONE
-        return key, Verdict(last is code_reward.Verdict.PASSED, program, outcome)
+        return key, Verdict(last is code_grading.CodeVerdict.PASSED, program, outcome)
 
     with ThreadPoolExecutor(workers) as threads:
         return dict(threads.map(verdict, sorted(texts.items())))

@@ -1,12 +1,12 @@
-"""Tests of programs, as TACO, APPS and LiveCodeBench have them: what to run, on which input, and what is right.
+"""Tests of code, as TACO, APPS and LiveCodeBench have them: what to run, on which input, and what is right.
 
 The shapes are those that `recipe.trd.data` writes and verl's graders read, and those of the sets' own rows:
 
     {"inputs": [...], "outputs": [...]}                    standard input to standard output; text, or a list of lines
     {"inputs": [...], "outputs": [...], "fn_name": "f"}    calls; an input is a list of arguments, or one as JSON a line
-    {"assert_case": [...]}                                 code that fails, run after the program
+    {"assert_case": [...]}                                 statements that raise where the code is wrong, run after it
 
-Nothing here runs a program; see `sandbox.py`. Of several right answers, the one that the set has is right.
+Nothing here runs code; see `sandbox.py`. Of several right answers, the one that the set has is right.
 """
 
 import json
@@ -71,34 +71,34 @@ print("\\n" + word)
 
 @dataclass(frozen=True)
 class Case:
-    """One test: what the program gets, and what it has to print or return."""
+    """One test: what the code gets, and what it has to print or return."""
 
     stdin: str
     expected: Any
 
 
 @dataclass(frozen=True)
-class ProgramTests:
+class CodeTests:
     """The tests of one problem, all of one kind."""
 
     kind: Literal["stdin", "call", "assert"]
     cases: tuple[Case, ...]
     fn_name: str = ""
 
-    def limited(self, max_tests: int | None) -> "ProgramTests":
+    def limited(self, max_tests: int | None) -> "CodeTests":
         """At most so many of them, spread evenly from the first to the last: large inputs often come late."""
         total = len(self.cases)
         if max_tests is None or total <= max_tests:
             return self
         chosen = [number * (total - 1) // max(1, max_tests - 1) for number in range(max_tests)]
-        return ProgramTests(self.kind, tuple(self.cases[number] for number in chosen), self.fn_name)
+        return CodeTests(self.kind, tuple(self.cases[number] for number in chosen), self.fn_name)
 
-    def source(self, program: str) -> str:
-        """What is run for a program, on the standard input of each case."""
+    def source(self, code: str) -> str:
+        """What is run for the code of a response, on the standard input of each case."""
         if self.kind == "stdin":
-            return program
+            return code
         load = _LOAD.format(prelude=_PRELUDE)
-        return load + (_CALL if self.kind == "call" else _ASSERT).format(program=program, fn_name=self.fn_name)
+        return load + (_CALL if self.kind == "call" else _ASSERT).format(program=code, fn_name=self.fn_name)
 
     def is_right(self, case: Case, stdout: str, tolerance: float) -> bool:
         """Whether this output of `source` passes the test; `tolerance` is `same_text`'s."""
@@ -118,8 +118,8 @@ class ProgramTests:
             return False
 
 
-def read(ground_truth: str | Mapping[str, Any]) -> ProgramTests:
-    """The tests of a row.
+def read(ground_truth: str | Mapping[str, Any]) -> CodeTests:
+    """The tests of a problem.
 
     Raises:
         ValueError: they have none of the shapes above, or there are none.
@@ -130,7 +130,7 @@ def read(ground_truth: str | Mapping[str, Any]) -> ProgramTests:
     if asserts := tests.get("assert_case"):
         words = [secrets.token_hex(8) for _ in asserts]
         pairs = zip(words, asserts, strict=True)
-        return ProgramTests("assert", tuple(Case(f"{word}\n{code}", word) for word, code in pairs))
+        return CodeTests("assert", tuple(Case(f"{word}\n{code}", word) for word, code in pairs))
     inputs, outputs = tests.get("inputs"), tests.get("outputs")
     if not isinstance(inputs, Sequence) or not isinstance(outputs, Sequence) or isinstance(inputs, str):
         raise ValueError(f"tests of a program need inputs and outputs, or assert_case; these have {sorted(tests)}")
@@ -138,8 +138,8 @@ def read(ground_truth: str | Mapping[str, Any]) -> ProgramTests:
         raise ValueError(f"tests of a program have {len(inputs)} inputs and {len(outputs)} outputs")
     pairs_of_any = zip(inputs, outputs, strict=True)
     if fn_name := tests.get("fn_name"):
-        return ProgramTests("call", tuple(_call(given, expected) for given, expected in pairs_of_any), fn_name)
-    return ProgramTests("stdin", tuple(Case(_lines(given), _lines(expected)) for given, expected in pairs_of_any))
+        return CodeTests("call", tuple(_call(given, expected) for given, expected in pairs_of_any), fn_name)
+    return CodeTests("stdin", tuple(Case(_lines(given), _lines(expected)) for given, expected in pairs_of_any))
 
 
 def _call(given: Any, expected: Any) -> Case:
@@ -161,7 +161,7 @@ def _value(text: str) -> Any:
 
 
 def same_text(got: str, expected: str, tolerance: float) -> bool:
-    """Whether two outputs have the same words on the same lines; the room around words and empty lines count nothing.
+    """Whether two outputs have the same words on the same lines; spaces around words and empty lines do not count.
 
     Decimal numbers may differ by `tolerance`, absolutely or relative to the expected one. Integers may not: where one
     is expected, "3.0" is the same as "3", and "1000000008" is not the same as "1000000007".
@@ -172,8 +172,9 @@ def same_text(got: str, expected: str, tolerance: float) -> bool:
         [line.split() for line in text.split("\n") if line.strip()] for text in (got, expected)
     )
     return len(got_lines) == len(expected_lines) and all(
-        len(ours) == len(theirs) and all(_same_word(*pair, tolerance) for pair in zip(ours, theirs, strict=True))
-        for ours, theirs in zip(got_lines, expected_lines, strict=True)
+        len(got_words) == len(expected_words)
+        and all(_same_word(*pair, tolerance) for pair in zip(got_words, expected_words, strict=True))
+        for got_words, expected_words in zip(got_lines, expected_lines, strict=True)
     )
 
 

@@ -1,16 +1,17 @@
-"""Runs Python programs that nobody has read. What a program does costs its own result, never the caller's process.
+"""Runs generated Python code in isolation: whatever it does costs its own result, never the caller's process.
 
-Every program is a process of its own (`sandbox_child.py`) with limits on processor time, wall time, memory, output and
-threads. It cannot start processes, signal others, use the network or sockets, or see the caller's environment; files it
-may write, if at all, in a small file system that is its own and gone with it. All of this holds for root and for other
-users, in worker processes and threads, and without Docker. Three fences do it, of which a machine needs the last alone:
+The code runs in a process of its own (`sandbox_child.py`) with limits on processor time, wall time, memory, output and
+threads. It cannot start processes, signal others, use the network or sockets, or see the caller's environment. If it
+may write files at all, then only in a small file system of its own that is removed with it. All of this holds for root
+and for other users, in worker processes and threads, and without Docker. There are three layers, and a machine needs
+only the last one:
 
-    namespaces   no network devices, no shared memory, the file system of its own
-    landlock     of the machine's files, Python's and the system's libraries can be read, and nothing else be opened
-    seccomp      the calls for processes, signals and sockets fail; where a fence above is missing, so does all writing
+    namespaces   no network devices, no shared memory, a file system of its own
+    landlock     only Python's and the system's libraries can be read, no other file can be opened
+    seccomp      calls for processes, signals and sockets fail; where a layer above is missing, so does all writing
 
-`check()` says which fences this machine has. A sandbox for contests, not for attackers of kernels: for those, give
-`reward.sandbox_fusion.url` the address of a service that runs elsewhere.
+`check()` says which layers this machine has. The sandbox is made for contest solutions, not for attacks on the kernel:
+against those, give `reward.sandbox_fusion.url` the address of a service on another machine.
 """
 
 import contextlib
@@ -31,21 +32,21 @@ from pathlib import Path
 CHILD = Path(__file__).parent / "sandbox_child.py"
 
 LAYERS = ("namespaces", "landlock")
-"""Fences that are tried; the filter of system calls is no matter of choice. Tests leave some out."""
+"""Layers that are tried; the filter of system calls is always needed. Tests leave some out."""
 
 _STARTUP_S = 120.0
-"""On a busy machine an interpreter may take long to start; the program's time begins after that."""
+"""On a busy machine an interpreter may take long to start; the time of the code begins after that."""
 
 _POLL_S = 0.05
 _KEPT_ERROR_BYTES = 4096
 
 
 class SandboxError(RuntimeError):
-    """Programs cannot be run here at all; says nothing about a program."""
+    """No code can be run here at all; says nothing about the code that was given."""
 
 
-class Outcome(StrEnum):
-    """How a program ended: by itself with exit code 0, over its time, or in any other way."""
+class SandboxOutcome(StrEnum):
+    """How the code ended: by itself with exit code 0, over its time, or in any other way."""
 
     DONE = "done"
     TIMEOUT = "timeout"
@@ -53,8 +54,8 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a program may use. Memory is address space, which libraries such as numpy take more of than they touch."""
+class SandboxLimits:
+    """What the code may use. Memory is address space, of which libraries such as numpy take more than they touch."""
 
     cpu_s: int = 10
     wall_s: float = 40.0
@@ -65,47 +66,47 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a program did."""
+class SandboxResult:
+    """What the code did."""
 
-    outcome: Outcome
+    outcome: SandboxOutcome
     stdout: str
     """Undecodable bytes are replaced."""
     reason: str
     """Why it did not end by itself: the last line of its errors, a signal, a limit. Empty if it did."""
     cpu_s: float
     layers: tuple[str, ...]
-    """The fences that held."""
+    """The layers that held."""
 
 
-def run(program: str, stdin: str = "", limits: Limits | None = None) -> Result:
-    """Run a program to its end, or to the first of its limits.
+def run(code: str, stdin: str = "", limits: SandboxLimits | None = None) -> SandboxResult:
+    """Run code to its end, or to the first of its limits.
 
     Args:
-        program: Python source, run as `__main__` by this interpreter with the packages that are installed.
+        code: Python source, run as `__main__` by this interpreter with the packages that are installed.
         stdin: its standard input, the whole of it.
         limits: what it may use.
 
     Raises:
         SandboxError: the sandbox itself does not work on this machine.
     """
-    limits = limits or Limits()
+    limits = limits or SandboxLimits()
     if sys.platform != "linux":
         raise SandboxError(
             f"programs can be fenced in on Linux alone, not on {sys.platform}: set reward.sandbox_fusion.url"
         )
     with tempfile.TemporaryDirectory(prefix="program-", ignore_cleanup_errors=True) as scratch:
-        source_fd, stdin_fd = _sealed(program), _sealed(stdin)
-        status_fd, their_status_fd = os.pipe()
+        source_fd, stdin_fd = _sealed(code), _sealed(stdin)
+        status_fd, child_status_fd = os.pipe()
         try:
             process = subprocess.Popen(
-                _command(source_fd, their_status_fd, limits),
+                _command(source_fd, child_status_fd, limits),
                 stdin=stdin_fd,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 cwd=scratch,
                 env=_environment(scratch),
-                pass_fds=(source_fd, their_status_fd),
+                pass_fds=(source_fd, child_status_fd),
                 start_new_session=True,
                 bufsize=0,
             )
@@ -113,27 +114,27 @@ def run(program: str, stdin: str = "", limits: Limits | None = None) -> Result:
             os.close(status_fd)
             raise
         finally:
-            for opened in (source_fd, stdin_fd, their_status_fd):
+            for opened in (source_fd, stdin_fd, child_status_fd):
                 os.close(opened)
-        return _Run(process, status_fd, limits).result()
+        return _RunningCode(process, status_fd, limits).result()
 
 
 @cache
 def check() -> tuple[str, ...]:
-    """The fences of this machine.
+    """The layers that this machine has.
 
     Raises:
-        SandboxError: it has none that would do, or a program that prints one line does not come to its end.
+        SandboxError: it lacks the one that is needed, or code that prints one line does not come to its end.
     """
     result = run("print(input())", "works")
-    if result.outcome is not Outcome.DONE or result.stdout != "works\n":
+    if result.outcome is not SandboxOutcome.DONE or result.stdout != "works\n":
         raise SandboxError(f"a program that prints one line ended with {result.outcome}: {result.reason}")
     return result.layers
 
 
 def _sealed(text: str) -> int:
-    """File descriptor of a file in memory that can be read alone."""
-    # Surrogates come from model output that JSON escaped; the program's own encoding error is its crash.
+    """File descriptor of a read-only file in memory."""
+    # Surrogates come from model output that JSON escaped; the encoding error of the code is its crash.
     opened = os.memfd_create("sandbox", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with open(opened, "wb", closefd=False) as file:
         file.write(text.encode("utf-8", errors="surrogatepass"))
@@ -143,7 +144,7 @@ def _sealed(text: str) -> int:
     return opened
 
 
-def _command(source_fd: int, status_fd: int, limits: Limits) -> list[str]:
+def _command(source_fd: int, status_fd: int, limits: SandboxLimits) -> list[str]:
     """The order is `sandbox_child.main`'s."""
     packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
     libraries = [path for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path]
@@ -160,10 +161,10 @@ def _environment(scratch: str) -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "HOME": scratch, "TMPDIR": scratch, "LANG": "C.UTF-8"} | one_thread | libraries
 
 
-class _Run:
+class _RunningCode:
     """A process that has just been started; `result` sees it to its end."""
 
-    def __init__(self, process: subprocess.Popen[bytes], status_fd: int, limits: Limits):
+    def __init__(self, process: subprocess.Popen[bytes], status_fd: int, limits: SandboxLimits):
         self._process = process
         self._limits = limits
         self._deadline = time.monotonic() + _STARTUP_S
@@ -177,7 +178,7 @@ class _Run:
             os.set_blocking(pipe, False)
             self._selector.register(pipe, selectors.EVENT_READ, name)
 
-    def result(self) -> Result:
+    def result(self) -> SandboxResult:
         """Wait, enforce the limits, and say how it ended."""
         limit_hit, ended = "", None
         try:
@@ -202,7 +203,7 @@ class _Run:
                 "programs cannot be fenced in on this machine; set reward.sandbox_fusion.url to a service that runs "
                 f"them: {limit_hit or self._errors()[-500:].strip() or f'it ended with {ended[0]}'}"
             )
-        return self._verdict(limit_hit, *ended, layers)
+        return self._result_of(limit_hit, *ended, layers)
 
     def _take_output(self) -> None:
         """Read what there is; without output, wait a little."""
@@ -237,7 +238,7 @@ class _Run:
         if len(self._read["stdout"]) > self._limits.output_bytes:
             return f"more than {self._limits.output_bytes} bytes of output"
         with contextlib.suppress(OSError, IndexError, ValueError):
-            # Behind the name, which may hold anything: state, ..., and as the 18th the number of threads.
+            # After the name, which may hold anything: state, ..., and as the 18th the number of threads.
             fields = Path(f"/proc/{self._process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
             if int(fields[17]) > self._limits.num_threads:
                 return f"more than {self._limits.num_threads} threads"
@@ -264,22 +265,22 @@ class _Run:
     def _errors(self) -> str:
         return self._read["stderr"].decode("utf-8", errors="replace")
 
-    def _verdict(self, limit_hit: str, code: int, cpu_s: float, layers: tuple[str, ...]) -> Result:
+    def _result_of(self, limit_hit: str, exit_code: int, cpu_s: float, layers: tuple[str, ...]) -> SandboxResult:
         last_line = next((line for line in reversed(self._errors().splitlines()) if line.strip()), "")
         # Its output may have ended in the same moment as itself.
         limit_hit = limit_hit or self._limit_hit_by_output()
         if limit_hit:
-            outcome = Outcome.TIMEOUT if "wall time" in limit_hit else Outcome.CRASH
+            outcome = SandboxOutcome.TIMEOUT if "wall time" in limit_hit else SandboxOutcome.CRASH
             reason = limit_hit
-        elif code == -signal.SIGXCPU or (code and cpu_s >= self._limits.cpu_s):
-            outcome, reason = Outcome.TIMEOUT, "over its processor time"
-        elif code:
-            outcome = Outcome.CRASH
-            reason = signal.Signals(-code).name if code < 0 else last_line or f"exit code {code}"
+        elif exit_code == -signal.SIGXCPU or (exit_code and cpu_s >= self._limits.cpu_s):
+            outcome, reason = SandboxOutcome.TIMEOUT, "over its processor time"
+        elif exit_code:
+            outcome = SandboxOutcome.CRASH
+            reason = signal.Signals(-exit_code).name if exit_code < 0 else last_line or f"exit code {exit_code}"
         else:
-            outcome, reason = Outcome.DONE, ""
+            outcome, reason = SandboxOutcome.DONE, ""
         kept = self._read["stdout"][: self._limits.output_bytes]
-        return Result(outcome, kept.decode("utf-8", errors="replace"), reason[:500], cpu_s, layers)
+        return SandboxResult(outcome, kept.decode("utf-8", errors="replace"), reason[:500], cpu_s, layers)
 
     def _limit_hit_by_output(self) -> str:
         too_much = len(self._read["stdout"]) > self._limits.output_bytes

@@ -1,6 +1,6 @@
-"""What `sandbox.py` starts: limits and fences itself, says which fences hold, and becomes the program.
+"""The process that `sandbox.py` starts: limits and isolates itself, says which layers hold, and runs the code.
 
-Run as a file by an isolated interpreter (`python -I -S`), as the main program of its process; stdlib alone.
+Run as a file by an isolated interpreter (`python -I -S`), as the main program of its process; standard library only.
 """
 
 import os
@@ -34,17 +34,17 @@ def limit_resources(memory_mb: int, cpu_s: int, file_mb: int) -> None:
         resource.setrlimit(kind, (soft, top))
 
 
-def raise_fences(scratch: str, scratch_mb: int, layers: list[str], readable: list[str]) -> list[str]:
-    """Put every fence up that the machine has.
+def apply_isolation(scratch: str, scratch_mb: int, layers: list[str], readable: list[str]) -> list[str]:
+    """Apply every layer of isolation that the machine has.
 
     Args:
-        scratch: the folder in which alone anything may be written, if at all.
+        scratch: the only folder in which anything may be written, if at all.
         scratch_mb: room in it.
         layers: of `namespaces` and `landlock`, those that are tried.
         readable: folders that may be read, beside Python's and the system's.
 
     Returns:
-        The fences that hold.
+        The layers that hold.
 
     Raises:
         OSError: system calls cannot be filtered here, without which there is no sandbox.
@@ -58,7 +58,7 @@ def raise_fences(scratch: str, scratch_mb: int, layers: list[str], readable: lis
         os.chdir(scratch)
     sandbox_filter.drop_capabilities()
     readable = [sys.base_prefix, sys.base_exec_prefix, *_SYSTEM, *readable]
-    # Without a file system of its own, a program could fill the machine's disk: it may write nothing then.
+    # Without a file system of its own, the code could fill the machine's disk: it may write nothing then.
     writable = [scratch] if held else []
     if "landlock" in layers and sandbox_filter.restrict_files(readable=readable, writable=writable):
         held.append("landlock")
@@ -66,14 +66,14 @@ def raise_fences(scratch: str, scratch_mb: int, layers: list[str], readable: lis
     return [*held, "seccomp"]
 
 
-def become(source: bytes, site_packages: list[str]) -> None:
-    """Run the program as `__main__`, with nothing of this file in its way."""
+def run_as_main(source: bytes, site_packages: list[str]) -> None:
+    """Run the code as `__main__`, with nothing of this file in its way."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "recipe"]:
         del sys.modules[name]
     # What an interpreter without -S has: exit() and quit(), and installed packages such as numpy.
     site.setquit()
     sys.path += site_packages
-    # Judges run programs on interpreters without this limit.
+    # Judges of contests run code on interpreters without this limit.
     sys.set_int_max_str_digits(0)
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
@@ -82,7 +82,7 @@ def become(source: bytes, site_packages: list[str]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Arguments: parent, file descriptors of the program and of the answer, five limits and lists; see `sandbox.py`."""
+    """Arguments: parent, file descriptors of code and answer, three limits, three lists; see `sandbox._command`."""
     parent, source_fd, status_fd, memory_mb, cpu_s, scratch_mb = map(int, arguments[:6])
     layers, readable, site_packages = (list(filter(None, text.split(os.pathsep))) for text in arguments[6:9])
     root = os.path.abspath(os.path.join(os.path.dirname(__file__), *[os.pardir] * 3))
@@ -93,11 +93,11 @@ def main(arguments: list[str]) -> None:
     with open(source_fd, "rb") as file:
         source = file.read()
     limit_resources(memory_mb, cpu_s, scratch_mb)
-    held = raise_fences(os.getcwd(), scratch_mb, layers, readable + site_packages)
+    held = apply_isolation(os.getcwd(), scratch_mb, layers, readable + site_packages)
     sys.path.remove(root)
     os.write(status_fd, " ".join(held).encode())
     os.close(status_fd)
-    become(source, site_packages)
+    run_as_main(source, site_packages)
 
 
 if __name__ == "__main__":

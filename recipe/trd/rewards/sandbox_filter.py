@@ -1,4 +1,4 @@
-"""The kernel's fences around a program: a seccomp filter, Landlock, namespaces, no capabilities. Linux alone.
+"""Isolation by the kernel: a seccomp filter, Landlock, namespaces, no capabilities. Linux only.
 
 Everything here acts on the calling process, holds for all of its threads, and cannot be taken back.
 
@@ -50,7 +50,7 @@ _ALIKE = {
 }  # fmt: skip
 _MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
 
-# What no program for a contest needs. Another process or program to run, and files to make one of:
+# What no solution of a contest needs. Another process or program to run, and files to make one of:
 _DENIED = "fork vfork execve execveat memfd_create memfd_secret "
 # Signals to others, and other ways into their memory or onto their processors.
 _DENIED += "tkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_open pidfd_send_signal pidfd_getfd ptrace process_vm_readv "
@@ -122,7 +122,7 @@ def filter_program(machine: str, pid: int, *, writable: bool) -> list[Instructio
 
     Args:
         machine: `x86_64` or `aarch64`.
-        pid: the process itself, to which alone it may send signals.
+        pid: the process itself, the only one it may send signals to.
         writable: whether files may be opened for writing; where, is Landlock's matter.
     """
     rules: list[Instruction] = [_load(4), _unless(_EQUAL, _MACHINES[machine][0]), (0x05, 0, 0, 1), _return(_KILL)]
@@ -137,7 +137,7 @@ def filter_program(machine: str, pid: int, *, writable: bool) -> list[Instructio
 
     for name in _DENIED.split() + ([] if writable else _WRITES.split()):
         rule(name, _return(_EPERM))
-    # Threads alone; where the flags lie in memory, the C library is told to use the older call.
+    # Threads only; where the flags lie in memory, the C library is told to use the older call.
     rule("clone", _argument(0), _unless(_ANY_BIT, _CLONE_THREAD), _return(_ALLOW), _return(_EPERM))
     rule("clone3", _return(_ENOSYS))
     for name in ("kill", "tgkill"):
@@ -175,7 +175,7 @@ def restrict_files(*, readable: Iterable[str], writable: Sequence[str]) -> bool:
     """With Landlock, leave these files and folders, and what is below them, as the only ones that can be opened.
 
     Args:
-        readable: to be read alone; those that do not exist are left out.
+        readable: for reading only; those that do not exist are left out.
         writable: everything but devices, sockets, links and programs may be made there.
 
     Returns:
@@ -207,7 +207,7 @@ def restrict_files(*, readable: Iterable[str], writable: Sequence[str]) -> bool:
 
 
 def enter_namespaces(scratch: str, size_mb: int) -> bool:
-    """Leave the machine's network and shared memory, and get a small file system of one's own on the folder `scratch`.
+    """Leave the machine's network and shared memory, and mount a small file system on the folder `scratch`.
 
     Returns:
         Whether the machine allows it. Many containers do not.
@@ -233,7 +233,7 @@ def enter_namespaces(scratch: str, size_mb: int) -> bool:
 
 
 def drop_capabilities() -> None:
-    """Give up every right beyond that of the user; of root too, who then is a user that owns root's files."""
+    """Give up every right beyond that of the user; root then is a user that owns root's files."""
     header = struct.pack("Ii", _CAPABILITY_VERSION_3, 0)
     _check(_libc.capset(header, bytes(24)), "capset")
 

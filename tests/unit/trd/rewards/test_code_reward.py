@@ -1,14 +1,20 @@
-"""Programs of the model against the tests of their problems; a service stands in for verl's Sandbox Fusion."""
+"""Generated code against the tests of its problem; a service stands in for verl's Sandbox Fusion."""
 
 import json
 import threading
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from recipe.trd.config.paths import CONFIG_DIR
 from recipe.trd.data import programs
-from recipe.trd.rewards import code_reward, code_tests, sandbox
-from recipe.trd.rewards.code_reward import compute_score, last_program
+from recipe.trd.rewards import code_grading, code_reward, code_tests, sandbox
+from recipe.trd.rewards.code_grading import CodeRewardOptions, CodeVerdict
+from recipe.trd.rewards.code_reward import compute_score
 from recipe.trd.rewards.code_tests import same_text
 
 SUMS = {"inputs": ["1 2\n", "3 4\n", "10 -10\n"], "outputs": ["3\n", "7\n", "0\n"]}
@@ -177,29 +183,6 @@ def test_results_are_compared_as_values(got, expected, same):
 
 
 @pytest.mark.parametrize(
-    ("response", "program"),
-    [
-        ("```python\na\n```\nBetter:\n```python\nb\n```\nOutput:\n```\n3\n```", "b"),
-        ("```\na\n```", "a"),
-        ("```Python3\r\na\r\nb\r\n```", "a\nb"),
-        ("1. so\n   ```py\n   if a:\n       b\n   ```", "if a:\n    b"),
-        ("```cpp\nint main() {}\n```", ""),
-        ("```python\na\n```\n```python\nwhile b", "while b"),
-        ("```python\na\nOr better:\n```python\nb\n```", "b"),
-        ('````python\ns = """\n```\n"""\n````', 's = """\n```\n"""'),
-        ("~~~python\na\n~~~", "a"),
-        ("<think>\nx = 1\n</think>\nimport sys\nprint(1)", "import sys\nprint(1)"),
-        ("<think>\nimport sys\n</think>\nI do not know.", ""),
-        ("The answer is 5.", ""),
-        ("", ""),
-        ("```python\n```", ""),
-    ],
-)
-def test_program_of_a_response(response, program):
-    assert last_program(response) == program
-
-
-@pytest.mark.parametrize(
     ("ground_truth", "message"),
     [
         ("no json", "Expecting value"),
@@ -226,9 +209,9 @@ def test_what_verl_passes_beside_the_options_is_no_error():
     assert score(SUM, SUMS, reward_router_address="host:1", reward_model_tokenizer=None, max_tests=None)["acc"] == 1.0
 
 
-def test_missing_fences_are_said_once(monkeypatch, caplog):
+def test_missing_layers_are_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(sandbox, "LAYERS", ("namespaces", "landlock", "moat"))
-    code_reward._say_which_fences.cache_clear()
+    code_grading._warn_of_missing_layers.cache_clear()
     score(SUM, SUMS)
     assert len(caplog.messages) == 1
     assert "without moat" in caplog.messages[0] or "and moat" in caplog.messages[0]
@@ -245,9 +228,9 @@ class Fusion(BaseHTTPRequestHandler):
             Fusion.refusals -= 1
             self.send_error(500)
             return
-        limits = sandbox.Limits(cpu_s=task["run_timeout"], memory_mb=task["memory_limit_MB"])
+        limits = sandbox.SandboxLimits(cpu_s=task["run_timeout"], memory_mb=task["memory_limit_MB"])
         result = sandbox.run(task["code"], task["stdin"], limits)
-        done, late = result.outcome is sandbox.Outcome.DONE, result.outcome is sandbox.Outcome.TIMEOUT
+        done, late = result.outcome is sandbox.SandboxOutcome.DONE, result.outcome is sandbox.SandboxOutcome.TIMEOUT
         run = {"status": "TimeLimitExceeded" if late else "Finished", "stdout": result.stdout}
         run |= {"return_code": 0 if done else 1, "stderr": result.reason, "execution_time": result.cpu_s}
         answer = json.dumps({"status": "Success" if done else "Failed", "compile_result": None, "run_result": run})
@@ -261,7 +244,7 @@ class Fusion(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def fusion(monkeypatch):
-    monkeypatch.setattr(code_reward, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(code_grading, "_PAUSE_S", 0.0)
     monkeypatch.setattr(Fusion, "refusals", 0)
     with ThreadingHTTPServer(("127.0.0.1", 0), Fusion) as server:
         thread = threading.Thread(target=server.serve_forever)
@@ -308,13 +291,19 @@ def test_a_trivial_program_is_run_before_anything_depends_on_it(fusion, monkeypa
         code_reward.check(sandbox_fusion_url=fusion)
     with pytest.raises(ValueError, match=r"reward_kwargs\.max_tests=0 must be a whole number"):
         code_reward.check(max_tests=0)
-    monkeypatch.setattr(code_reward, "grade", lambda *_: [code_reward.Verdict.CRASH])
+    monkeypatch.setattr(code_reward, "grade", lambda *_: [CodeVerdict.CRASH])
     with pytest.raises(sandbox.SandboxError, match=r"one line got the verdict crash with timeout_s=10 and memory_mb=2"):
         code_reward.check(memory_mb=2)
 
 
+def test_defaults_are_those_of_the_configuration():
+    verls = OmegaConf.load(Path(find_spec("verl").submodule_search_locations[0]) / "trainer/config/reward/reward.yaml")
+    taco = OmegaConf.load(CONFIG_DIR / "data" / "taco.yaml")
+    config = OmegaConf.create({"reward": {"sandbox_fusion": verls.sandbox_fusion}, "kwargs": taco.reward_kwargs})
+    assert OmegaConf.to_container(config, resolve=True)["kwargs"] == asdict(CodeRewardOptions())
+
+
 def test_verl_loads_the_reward_with_its_options():
-    from omegaconf import OmegaConf
     from verl.trainer.ppo.reward import get_custom_reward_fn
 
     function = {

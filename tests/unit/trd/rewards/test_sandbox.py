@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from recipe.trd.rewards import sandbox, sandbox_filter
-from recipe.trd.rewards.sandbox import Limits, Outcome, SandboxError, run
+from recipe.trd.rewards.sandbox import SandboxError, SandboxLimits, SandboxOutcome, run
 
-SHORT = Limits(cpu_s=1, wall_s=1.2, memory_mb=256)
-PATIENT = Limits(cpu_s=10, wall_s=60.0, memory_mb=256)
+SHORT = SandboxLimits(cpu_s=1, wall_s=1.2, memory_mb=256)
+PATIENT = SandboxLimits(cpu_s=10, wall_s=60.0, memory_mb=256)
 """For programs that end by themselves, however busy the machine is."""
 
 COMBINATIONS = [("namespaces", "landlock"), ("landlock",), ("namespaces",), ()]
@@ -37,7 +37,7 @@ for line in sys.stdin.read().splitlines():
 def attempt(*lines):
     """What each line of a program that goes on after errors came to."""
     result = run(ATTEMPTS, "\n".join(lines), PATIENT)
-    assert result.outcome is Outcome.DONE, result
+    assert result.outcome is SandboxOutcome.DONE, result
     return result.stdout.splitlines()
 
 
@@ -54,7 +54,7 @@ def layers(request, monkeypatch):
 def test_program_reads_its_input_and_prints():
     stdin = "\n".join(map(str, range(200_000)))
     result = run("import sys\nprint(sum(map(int, sys.stdin)), __name__, len(sys.argv))\nexit()", stdin, PATIENT)
-    assert (result.outcome, result.stdout, result.reason) == (Outcome.DONE, "19999900000 __main__ 1\n", "")
+    assert (result.outcome, result.stdout, result.reason) == (SandboxOutcome.DONE, "19999900000 __main__ 1\n", "")
     assert result.cpu_s > 0
 
 
@@ -65,7 +65,7 @@ def test_fences_are_said(layers):
 def test_text_of_every_kind_passes():
     assert run("print(input())", "é 😀 \x00", PATIENT).stdout == "é 😀 \x00\n"
     assert run("import sys; sys.stdout.buffer.write(b'a\\xff')", "\ud800", PATIENT).stdout == "a\ufffd"
-    assert run("print('\ud800')", "", PATIENT).outcome is Outcome.CRASH
+    assert run("print('\ud800')", "", PATIENT).outcome is SandboxOutcome.CRASH
 
 
 @pytest.mark.parametrize(
@@ -82,14 +82,14 @@ def test_text_of_every_kind_passes():
 def test_a_program_that_does_not_end_is_ended(program):
     started = time.monotonic()
     result = run(program, "", SHORT)
-    assert result.outcome is Outcome.TIMEOUT
+    assert result.outcome is SandboxOutcome.TIMEOUT
     assert "time" in result.reason
     assert time.monotonic() - started < 20
 
 
 def test_a_program_that_waits_is_ended_by_wall_time():
     result = run("import time\nprint('started', flush=True)\ntime.sleep(1000)", "", SHORT)
-    assert (result.outcome, result.stdout, result.reason) == (Outcome.TIMEOUT, "started\n", "over its wall time")
+    assert (result.outcome, result.stdout, result.reason) == (SandboxOutcome.TIMEOUT, "started\n", "over its wall time")
     assert result.cpu_s < 1
 
 
@@ -111,7 +111,7 @@ def test_a_program_that_waits_is_ended_by_wall_time():
 )
 def test_a_crash_is_a_crash_with_its_reason(program, reason):
     result = run(program, "", PATIENT)
-    assert result.outcome is Outcome.CRASH
+    assert result.outcome is SandboxOutcome.CRASH
     assert reason in result.reason
 
 
@@ -121,10 +121,10 @@ def test_leaving_with_success_is_success(ending):
 
 
 def test_huge_output_ends_the_program_and_is_cut():
-    limits = Limits(cpu_s=10, wall_s=60, output_bytes=100_000)
+    limits = SandboxLimits(cpu_s=10, wall_s=60, output_bytes=100_000)
     for program in ("while True: print('x' * 1000)", "print('x' * 1_000_000)"):
         result = run(program, "", limits)
-        assert result.outcome is Outcome.CRASH
+        assert result.outcome is SandboxOutcome.CRASH
         assert result.reason == "more than 100000 bytes of output"
         assert result.stdout.startswith("xxx")
         assert len(result.stdout) == 100_000
@@ -165,7 +165,7 @@ def test_threads_work_up_to_their_limit():
     assert run(program + "t = threading.Thread(target=lambda: print(f(20_000)))\nt.start()", "", PATIENT).stdout
     bomb = "import threading, time\nthreading.stack_size(2 ** 15)\nfor _ in range(200):\n"
     result = run(bomb + "    threading.Thread(target=time.sleep, args=(9,)).start()", "", PATIENT)
-    assert (result.outcome, result.reason) == (Outcome.CRASH, "more than 32 threads")
+    assert (result.outcome, result.reason) == (SandboxOutcome.CRASH, "more than 32 threads")
 
 
 def test_nobody_else_gets_a_signal(layers):
@@ -273,7 +273,7 @@ def test_environment_is_empty(monkeypatch):
 
 def test_installed_packages_can_be_used():
     program = "import numpy as np, decimal, fractions\nprint(int((np.ones((9, 9)) @ np.ones((9, 9))).sum()))"
-    assert run(program, "", Limits(wall_s=60)).stdout == "729\n"
+    assert run(program, "", SandboxLimits(wall_s=60)).stdout == "729\n"
 
 
 def test_no_rights_are_left(layers):
@@ -303,7 +303,7 @@ def test_programs_side_by_side_do_not_mix():
 def test_nothing_is_left_open():
     opened = os.listdir("/proc/self/fd")
     run("print(1)", "", PATIENT)
-    run("import time\ntime.sleep(9)", "", Limits(wall_s=0.1))
+    run("import time\ntime.sleep(9)", "", SandboxLimits(wall_s=0.1))
     assert os.listdir("/proc/self/fd") == opened
 
 
