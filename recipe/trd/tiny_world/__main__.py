@@ -10,7 +10,7 @@ from rich.table import Table
 
 from recipe.trd.config.paths import CONFIG_DIR
 from recipe.trd.tiny_world.build import CARD, SELF_CARD, build_world
-from recipe.trd.tiny_world.schema import TinyWorldConfig, from_mapping
+from recipe.trd.tiny_world.world_config import TinyWorldConfig, from_mapping
 
 
 def summary(card: dict[str, dict[str, float]]) -> Table:

@@ -1,6 +1,6 @@
 """The build: which stages there are, what each depends on, and how they run. Imports torch only if a stage must run."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from recipe.trd.rewrite.prompts import TEMPLATE_DIR
 from recipe.trd.tiny_world.cache import Stage, building, content_key, exclusive, is_built
-from recipe.trd.tiny_world.schema import TinyWorldConfig
+from recipe.trd.tiny_world.world_config import TinyWorldConfig
 
 CARD = "world.json"
 SELF_CARD = "self_student.json"
@@ -25,8 +25,8 @@ _TEXT_SOURCES = (
     TEMPLATE_DIR / "tiny_privileged.jinja",
 )
 _DATA_SOURCES = (_HERE / "problems.py", _HERE / "splits.py")
-_MODEL_SOURCES = (*_TEXT_SOURCES, *_DATA_SOURCES, _HERE / "training.py", _HERE / "models.py")
-_EVALUATION_SOURCES = (_HERE / "sampling.py", _HERE / "evaluation.py", _HERE / "card.py")
+_MODEL_SOURCES = (*_TEXT_SOURCES, *_DATA_SOURCES, _HERE / "supervised_training.py", _HERE / "teacher_student.py")
+_EVALUATION_SOURCES = (_HERE / "batch_sampling.py", _HERE / "measure_models.py", _HERE / "world_card.py")
 
 
 def plan(config: TinyWorldConfig) -> list[Stage]:
@@ -47,10 +47,26 @@ def plan(config: TinyWorldConfig) -> list[Stage]:
         content_key(config=common | {"data": asdict(config.data)}, sources=_DATA_SOURCES, upstream=()),
         ("train.parquet", "tuning.parquet", "held_out.parquet"),
     )
+    model_keys = _model_keys(config, common, tokenizer)
+    models = [Stage(role, model_keys[role], (role,)) for role in ("teacher", "student")]
+    stages = [tokenizer, data, *models]
+    evaluation = Stage("evaluation", _evaluation_key(config, [stage.key for stage in stages]), (CARD,))
+    if not config.with_self_student:
+        return [*stages, evaluation]
+    # It measures itself, so that its numbers are there whenever it is.
+    key = _evaluation_key(config, (model_keys["self_student"],))
+    return [*stages, evaluation, Stage("self_student", key, ("self_student", SELF_CARD))]
+
+
+def _model_keys(config: TinyWorldConfig, common: Mapping[str, object], tokenizer: Stage) -> dict[str, str]:
     # The size of the training split is not in here: models are trained on fresh problems.
-    measured = {"num_tuning": config.data.num_tuning, "num_held_out": config.data.num_held_out}
-    training = common | measured | {"max_position_embeddings": config.max_position_embeddings}
-    model_keys = {
+    training = {
+        **common,
+        "num_tuning": config.data.num_tuning,
+        "num_held_out": config.data.num_held_out,
+        "max_position_embeddings": config.max_position_embeddings,
+    }
+    return {
         role: content_key(
             config=training | {role: asdict(role_config)} | _versions("torch", "transformers"),
             sources=_MODEL_SOURCES,
@@ -62,30 +78,10 @@ def plan(config: TinyWorldConfig) -> list[Stage]:
             ("self_student", config.self_student),
         )
     }
-    models = [Stage(role, model_keys[role], (role,)) for role in ("teacher", "student")]
-    stages = [tokenizer, data, *models]
-    evaluation = Stage(
-        "evaluation",
-        content_key(
-            config={"evaluation": asdict(config.evaluation)},
-            sources=_EVALUATION_SOURCES,
-            upstream=[stage.key for stage in stages],
-        ),
-        (CARD,),
-    )
-    if not config.with_self_student:
-        return [*stages, evaluation]
-    # It measures itself, so that its numbers are there whenever it is.
-    self_student = Stage(
-        "self_student",
-        content_key(
-            config={"evaluation": asdict(config.evaluation)},
-            sources=_EVALUATION_SOURCES,
-            upstream=(model_keys["self_student"],),
-        ),
-        ("self_student", SELF_CARD),
-    )
-    return [*stages, evaluation, self_student]
+
+
+def _evaluation_key(config: TinyWorldConfig, upstream: Sequence[str]) -> str:
+    return content_key(config={"evaluation": asdict(config.evaluation)}, sources=_EVALUATION_SOURCES, upstream=upstream)
 
 
 def _versions(*packages: str) -> dict[str, str]:

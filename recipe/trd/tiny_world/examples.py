@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 from recipe.trd.rewrite import prompts
-from recipe.trd.tiny_world.problems import Problem, draw_problem, inject_errors
-from recipe.trd.tiny_world.schema import StudentConfig, TeacherConfig, WorldConfig
+from recipe.trd.tiny_world.problems import ChainProblem, draw_problem, inject_errors
+from recipe.trd.tiny_world.world_config import TinyStudentConfig, TinyTeacherConfig, WorldConfig
 
 
 class Task(StrEnum):
@@ -30,7 +30,7 @@ class Example:
     response: str
 
 
-def task_prompt(task: Task, problem: Problem, *, y_o: str, y_star: str) -> str:
+def task_prompt(task: Task, problem: ChainProblem, *, y_o: str, y_star: str) -> str:
     """User message of a task; a task that does not show y_o or y_star ignores it."""
     if task is Task.SOLVE:
         return problem.prompt
@@ -49,24 +49,24 @@ class ExampleSource:
     excluded: Collection[str]
     rng: random.Random
 
-    def teacher_batch(self, config: TeacherConfig) -> list[Example]:
+    def teacher_batch(self, config: TinyTeacherConfig) -> list[Example]:
         """A batch of one task. Solutions follow the teacher's own dialect, rewrites that of y_o."""
         weights = asdict(config.tasks)
         task = Task(self.rng.choices(list(weights), list(weights.values()))[0])
         return [self._teacher_example(task, config) for _ in range(config.training.batch_size)]
 
-    def student_batch(self, config: StudentConfig) -> list[Example]:
+    def student_batch(self, config: TinyStudentConfig) -> list[Example]:
         """A batch of solutions in the student's dialect."""
         return [self._solution_example(config.dialect_probability) for _ in range(config.training.batch_size)]
 
-    def _problem(self) -> Problem:
+    def _problem(self) -> ChainProblem:
         return draw_problem(self.world, self.rng, self.excluded)
 
     def _solution_example(self, dialect_probability: float) -> Example:
         problem = self._problem()
         return Example(problem.prompt, problem.solution(int(self.rng.random() < dialect_probability)))
 
-    def _teacher_example(self, task: Task, config: TeacherConfig) -> Example:
+    def _teacher_example(self, task: Task, config: TinyTeacherConfig) -> Example:
         if task is Task.SOLVE:
             return self._solution_example(config.dialect_probability)
         problem = self._problem()

@@ -2,8 +2,8 @@
 
     python -m recipe.trd.tiny_world.prefix_failure [--model FOLDER] [--temperature 1.0] [--clip 0.05]
 
-What the model says under the context `privileged` is compared with what it says alone, on solutions that it sampled.
-After the first wrong token it is shown two stories: what stands in the solution, and what stands in the reference.
+The model's distribution under the context `privileged` is compared with the one under the plain prompt, on solutions
+that it sampled. After the first wrong token its context holds two chains: the one in the solution and the reference.
 """
 
 import argparse
@@ -18,9 +18,9 @@ from rich.table import Table
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
+from recipe.trd.tiny_world.batch_sampling import sample
 from recipe.trd.tiny_world.examples import Task, task_prompt
-from recipe.trd.tiny_world.problems import Problem, dialect_of
-from recipe.trd.tiny_world.sampling import sample
+from recipe.trd.tiny_world.problems import ChainProblem, dialect_of
 from recipe.trd.tiny_world.tokenizer import prompt_ids, response_ids, response_texts
 
 PLACES = ("before", "at", "after")
@@ -40,7 +40,7 @@ class Signal:
     """[N] all positive terms, nats."""
 
 
-def first_wrong_token(problem: Problem, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
+def first_wrong_token(problem: ChainProblem, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
     """Index of the first token that leaves the right chain of the solution's own dialect; its length if none does."""
     (text,) = response_texts(tokenizer, [ids])
     (right,) = response_ids(tokenizer, [problem.solution(dialect_of(text))])
@@ -57,7 +57,7 @@ def response_log_probs(model: Qwen3ForCausalLM, prompt: Sequence[int], response:
 def measure(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    problems: Sequence[Problem],
+    problems: Sequence[ChainProblem],
     solutions: Sequence[Sequence[int]],
     *,
     clip: float,
@@ -69,7 +69,7 @@ def measure(
         tokenizer: its tokenizer.
         problems: one for each solution.
         solutions: token ids of responses to the plain problems.
-        clip: of `trd.objective.entry_clip`, nats.
+        clip: as `trd.objective.entry_clip`, nats.
     """
     plain = prompt_ids(tokenizer, [problem.prompt for problem in problems])
     shown = [task_prompt(Task.PRIVILEGED_SOLVE, problem, y_o="", y_star=problem.solution(0)) for problem in problems]
@@ -114,7 +114,7 @@ def main() -> None:
     model = Qwen3ForCausalLM.from_pretrained(options.model).eval()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     rows = pq.read_table(options.problems, columns=["extra_info"]).to_pylist()
-    problems = [Problem.parse(row["extra_info"]["problem"]) for row in rows]
+    problems = [ChainProblem.parse(row["extra_info"]["problem"]) for row in rows]
     solutions = sample(
         model,
         prompt_ids(tokenizer, [problem.prompt for problem in problems]),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from recipe.trd.tiny_world.schema import WorldConfig
+from recipe.trd.tiny_world.world_config import WorldConfig
 
 DIALECT_SEPARATORS = ("\n", ", ")
 
@@ -51,14 +51,14 @@ def _apply(left: int, operator: str, operand: int) -> int:
 
 
 @dataclass(frozen=True)
-class Problem:
+class ChainProblem:
     """A chain of additions and subtractions, evaluated from left to right."""
 
     first: int
     operations: tuple[tuple[str, int], ...]
 
     @classmethod
-    def parse(cls, text: str) -> "Problem":
+    def parse(cls, text: str) -> "ChainProblem":
         """Problem of an expression (`29-6+8`) or of a user message (`Compute 29-6+8`).
 
         Raises:
@@ -106,7 +106,7 @@ def _write(steps: list[Step], answer: int, dialect: int) -> str:
     return DIALECT_SEPARATORS[dialect].join([step.text for step in steps] + [f"\\boxed{{{answer}}}"])
 
 
-def draw_problem(world: WorldConfig, rng: random.Random, excluded: Collection[str]) -> Problem:
+def draw_problem(world: WorldConfig, rng: random.Random, excluded: Collection[str]) -> ChainProblem:
     """A random problem whose expression is not excluded; operations that leave 0..value_max are drawn again."""
     while True:
         value = first = rng.randint(1, world.first_max)
@@ -115,7 +115,7 @@ def draw_problem(world: WorldConfig, rng: random.Random, excluded: Collection[st
             operator, operand = _draw_operation(world, rng, value)
             operations.append((operator, operand))
             value = _apply(value, operator, operand)
-        problem = Problem(first, tuple(operations))
+        problem = ChainProblem(first, tuple(operations))
         if problem.expression not in excluded:
             return problem
 
@@ -132,13 +132,13 @@ def dialect_of(text: str) -> int:
     return 1 if DIALECT_SEPARATORS[1] in text else 0
 
 
-def is_correct(problem: Problem, text: str) -> bool:
+def is_correct(problem: ChainProblem, text: str) -> bool:
     """Whether the last boxed integer is the answer. The working is not looked at."""
     boxed = _BOXED_INTEGER.findall(text)
     return bool(boxed) and boxed[-1] == str(problem.answer)
 
 
-def first_error(problem: Problem, text: str) -> int | None:
+def first_error(problem: ChainProblem, text: str) -> int | None:
     """Index of the first line that leaves the right chain of the text's own dialect; None if the text is exact.
 
     The boxed answer counts as a line. A text that stops early, or goes on too long, errs at the first missing or
@@ -153,7 +153,7 @@ def first_error(problem: Problem, text: str) -> int | None:
     return None if len(right) == len(written) else min(len(right), len(written))
 
 
-def inject_errors(problem: Problem, dialect: int, rng: random.Random) -> str:
+def inject_errors(problem: ChainProblem, dialect: int, rng: random.Random) -> str:
     """A wrong solution as a weak student writes it: some steps go wrong, the rest follows from the wrong values."""
     while True:
         text = _write_with_errors(problem, dialect, rng)
@@ -162,7 +162,7 @@ def inject_errors(problem: Problem, dialect: int, rng: random.Random) -> str:
             return text
 
 
-def _write_with_errors(problem: Problem, dialect: int, rng: random.Random) -> str:
+def _write_with_errors(problem: ChainProblem, dialect: int, rng: random.Random) -> str:
     num_steps = len(problem.operations)
     num_errors = 1 if rng.random() < _SINGLE_ERROR_PROBABILITY else rng.randint(2, 4)
     wrong = {rng.randrange(num_steps + 1) for _ in range(num_errors)}  # index num_steps is the boxed answer
@@ -180,7 +180,7 @@ def _evaluated(left: int, operator: str, operand: int) -> Step:
     return Step(left, operator, operand, abs(_apply(left, operator, operand)))
 
 
-def _corrupt_step(step: Step, problem: Problem, rng: random.Random) -> list[Step]:
+def _corrupt_step(step: Step, problem: ChainProblem, rng: random.Random) -> list[Step]:
     kind = rng.choices(list(_STEP_ERROR_WEIGHTS), list(_STEP_ERROR_WEIGHTS.values()))[0]
     if kind == "result":
         return [replace(step, result=_corrupt_value(step.result, rng))]

@@ -3,14 +3,14 @@
 import random
 from pathlib import Path
 
-from recipe.trd.tiny_world.problems import Problem, draw_problem
-from recipe.trd.tiny_world.schema import TinyWorldConfig
+from recipe.trd.tiny_world.problems import ChainProblem, draw_problem
+from recipe.trd.tiny_world.world_config import TinyWorldConfig
 
 DATA_SOURCE = "tiny_world"
 SPLITS = ("held_out", "tuning", "train")
 
 
-def draw_splits(config: TinyWorldConfig) -> dict[str, list[Problem]]:
+def draw_splits(config: TinyWorldConfig) -> dict[str, list[ChainProblem]]:
     """Problems of each split, all expressions different. Drawing them again is faster than reading them.
 
     The splits that are measured come first, so they do not change with the size of the training split.
@@ -18,7 +18,7 @@ def draw_splits(config: TinyWorldConfig) -> dict[str, list[Problem]]:
     data = config.data
     sizes = {"held_out": data.num_held_out, "tuning": data.num_tuning, "train": data.num_train}
     seen: set[str] = set()
-    splits: dict[str, list[Problem]] = {}
+    splits: dict[str, list[ChainProblem]] = {}
     for split in SPLITS:
         rng = random.Random(f"{config.seed}/{split}")
         splits[split] = []
@@ -29,12 +29,12 @@ def draw_splits(config: TinyWorldConfig) -> dict[str, list[Problem]]:
     return splits
 
 
-def measured_expressions(splits: dict[str, list[Problem]]) -> frozenset[str]:
+def measured_expressions(splits: dict[str, list[ChainProblem]]) -> frozenset[str]:
     """Expressions on which models are measured: no model of the tiny world may be trained on them."""
     return frozenset(problem.expression for split in ("held_out", "tuning") for problem in splits[split])
 
 
-def row(problem: Problem, *, split: str, index: int) -> dict[str, object]:
+def row(problem: ChainProblem, *, split: str, index: int) -> dict[str, object]:
     """One row in verl's format; the reference solution is in dialect 0."""
     return {
         "data_source": DATA_SOURCE,
@@ -50,7 +50,7 @@ def row(problem: Problem, *, split: str, index: int) -> dict[str, object]:
     }
 
 
-def write_parquet(problems: list[Problem], *, split: str, path: Path) -> None:
+def write_parquet(problems: list[ChainProblem], *, split: str, path: Path) -> None:
     """Write one split."""
     import pyarrow as pa
     import pyarrow.parquet as pq

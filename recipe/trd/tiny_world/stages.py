@@ -12,13 +12,13 @@ import transformers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from recipe.trd.tiny_world.cache import Stage
-from recipe.trd.tiny_world.card import build_card
-from recipe.trd.tiny_world.evaluation import BuiltWorld, measure
-from recipe.trd.tiny_world.models import train_student, train_teacher
-from recipe.trd.tiny_world.schema import TinyWorldConfig
+from recipe.trd.tiny_world.measure_models import BuiltWorld, measure
 from recipe.trd.tiny_world.splits import draw_splits, write_parquet
+from recipe.trd.tiny_world.supervised_training import keep_freed_memory
+from recipe.trd.tiny_world.teacher_student import train_student, train_teacher
 from recipe.trd.tiny_world.tokenizer import build_tokenizer
-from recipe.trd.tiny_world.training import keep_freed_memory
+from recipe.trd.tiny_world.world_card import build_card
+from recipe.trd.tiny_world.world_config import TinyWorldConfig
 
 
 @dataclass(frozen=True)

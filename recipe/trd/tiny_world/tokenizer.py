@@ -11,7 +11,7 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase, PreTrainedToken
 
 from recipe.trd.tiny_world.examples import Task, task_prompt
 from recipe.trd.tiny_world.problems import draw_problem, inject_errors
-from recipe.trd.tiny_world.schema import WorldConfig
+from recipe.trd.tiny_world.world_config import WorldConfig
 
 _PAD, _TURN_START, _TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 

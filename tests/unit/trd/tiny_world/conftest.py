@@ -7,8 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from recipe.trd.tiny_world.schema import TinyWorldConfig, from_mapping
 from recipe.trd.tiny_world.tokenizer import build_tokenizer
+from recipe.trd.tiny_world.world_config import TinyWorldConfig, from_mapping
 
 CONFIG_FILE = Path(__file__).parents[4] / "configs" / "tiny_world.yaml"
 

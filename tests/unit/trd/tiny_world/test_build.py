@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from recipe.trd.tiny_world.build import build_world, plan
 from recipe.trd.tiny_world.cache import is_built
-from recipe.trd.tiny_world.problems import Problem, first_error
+from recipe.trd.tiny_world.problems import ChainProblem, first_error
 from recipe.trd.tiny_world.splits import draw_splits, measured_expressions
 
 ROOT = Path(__file__).parents[4]
@@ -54,7 +54,7 @@ def test_splits_share_no_problem(rows):
 
 def test_rows_are_in_verl_format(rows):
     row = rows["tuning"][3]
-    problem = Problem.parse(row["extra_info"]["problem"])
+    problem = ChainProblem.parse(row["extra_info"]["problem"])
     assert row == {
         "data_source": "tiny_world",
         "prompt": [{"role": "user", "content": problem.prompt}],
@@ -161,7 +161,7 @@ def test_finished_world_is_not_touched_and_needs_no_torch(world):
     code = (
         "import json, sys; from rich.console import Console\n"
         "from recipe.trd.tiny_world.build import build_world\n"
-        "from recipe.trd.tiny_world.schema import TinyWorldConfig, from_mapping\n"
+        "from recipe.trd.tiny_world.world_config import TinyWorldConfig, from_mapping\n"
         "card = json.load(open(sys.argv[1] + '/world.json'))\n"
         "build_world(from_mapping(TinyWorldConfig, card['config']), Console(quiet=True))\n"
         "assert 'torch' not in sys.modules\n"

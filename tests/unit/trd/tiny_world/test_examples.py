@@ -3,9 +3,9 @@ import random
 import pytest
 
 from recipe.trd.tiny_world.examples import ExampleSource, Task, task_prompt
-from recipe.trd.tiny_world.problems import Problem, dialect_of, first_error
+from recipe.trd.tiny_world.problems import ChainProblem, dialect_of, first_error
 
-PROBLEM = Problem.parse("9-6")
+PROBLEM = ChainProblem.parse("9-6")
 
 
 @pytest.mark.parametrize(
@@ -29,9 +29,9 @@ def source(config):
     return ExampleSource(world=config.world, excluded=frozenset(), rng=random.Random(0))
 
 
-def problem_of(prompt: str) -> Problem:
+def problem_of(prompt: str) -> ChainProblem:
     line = next(line for line in prompt.split("\n") if "Compute" in line)
-    return Problem.parse(line[line.index("Compute") :])
+    return ChainProblem.parse(line[line.index("Compute") :])
 
 
 def test_every_target_is_an_exact_solution(config, source):

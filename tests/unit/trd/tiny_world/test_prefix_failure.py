@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from recipe.trd.tiny_world.prefix_failure import first_wrong_token, measure, response_log_probs, table
-from recipe.trd.tiny_world.problems import Problem
-from recipe.trd.tiny_world.schema import ModelConfig
+from recipe.trd.tiny_world.problems import ChainProblem
+from recipe.trd.tiny_world.supervised_training import build_model
 from recipe.trd.tiny_world.tokenizer import prompt_ids, response_ids
-from recipe.trd.tiny_world.training import build_model
+from recipe.trd.tiny_world.world_config import ModelConfig
 
-PROBLEM = Problem.parse("9-6+1")
+PROBLEM = ChainProblem.parse("9-6+1")
 
 
 @pytest.fixture

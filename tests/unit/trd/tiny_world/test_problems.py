@@ -4,7 +4,7 @@ import pytest
 
 from recipe.trd.tiny_world.problems import (
     DIALECT_SEPARATORS,
-    Problem,
+    ChainProblem,
     dialect_of,
     draw_problem,
     first_error,
@@ -12,7 +12,7 @@ from recipe.trd.tiny_world.problems import (
     is_correct,
 )
 
-PROBLEM = Problem.parse("29-6-6+8")
+PROBLEM = ChainProblem.parse("29-6-6+8")
 NEWLINES = "29-6=23\n23-6=17\n17+8=25\n\\boxed{25}"
 COMMAS = "29-6=23, 23-6=17, 17+8=25, \\boxed{25}"
 
@@ -32,14 +32,14 @@ def test_solution_in_both_dialects():
 
 def test_expression_and_prompt_parse_back(problems):
     for problem in problems:
-        assert Problem.parse(problem.expression) == problem
-        assert Problem.parse(problem.prompt) == problem
+        assert ChainProblem.parse(problem.expression) == problem
+        assert ChainProblem.parse(problem.prompt) == problem
 
 
 @pytest.mark.parametrize("text", ["", "29", "29-", "29*6", "Compute", "29 - 6"])
 def test_other_text_is_no_problem(text):
     with pytest.raises(ValueError, match="not an arithmetic chain"):
-        Problem.parse(text)
+        ChainProblem.parse(text)
 
 
 def test_drawn_problems_stay_in_the_world(config, problems):

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
 from recipe.trd.tiny_world.examples import Example, ExampleSource
-from recipe.trd.tiny_world.schema import ModelConfig, TinyWorldConfig, TrainingConfig
 from recipe.trd.tiny_world.splits import draw_splits, measured_expressions
+from recipe.trd.tiny_world.supervised_training import Batch, build_model, train
 from recipe.trd.tiny_world.tokenizer import prompt_ids, response_ids
-from recipe.trd.tiny_world.training import Batch, build_model, train
+from recipe.trd.tiny_world.world_config import ModelConfig, TinyWorldConfig, TrainingConfig
 
 Report = Callable[[int, int, str], None]
 

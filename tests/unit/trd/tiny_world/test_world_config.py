@@ -2,7 +2,7 @@ import copy
 
 import pytest
 
-from recipe.trd.tiny_world.schema import TinyWorldConfig, from_mapping
+from recipe.trd.tiny_world.world_config import TinyWorldConfig, from_mapping
 
 
 def test_shipped_configuration_fits_the_schema(default_values):

@@ -86,7 +86,7 @@ class TaskWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherConfig:
+class TinyTeacherConfig:
     """A teacher: solves, and rewrites solutions in the dialect in which they are written. The student of
     self-distillation is trained like one, as it has to read the contexts of a teacher."""
 
@@ -98,7 +98,7 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StudentConfig:
+class TinyStudentConfig:
     """The warm student: solves only, and stops well before it can add."""
 
     model: ModelConfig
@@ -126,10 +126,10 @@ class TinyWorldConfig:
     max_position_embeddings: int
     world: WorldConfig
     data: DataConfig
-    teacher: TeacherConfig
-    student: StudentConfig
+    teacher: TinyTeacherConfig
+    student: TinyStudentConfig
     with_self_student: bool
-    self_student: TeacherConfig
+    self_student: TinyTeacherConfig
     evaluation: EvaluationConfig
 
     def __post_init__(self) -> None:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
+from recipe.trd.tiny_world.batch_sampling import sample
 from recipe.trd.tiny_world.examples import Task, task_prompt
-from recipe.trd.tiny_world.problems import Problem, dialect_of, inject_errors, is_correct
-from recipe.trd.tiny_world.sampling import sample
-from recipe.trd.tiny_world.schema import EvaluationConfig
+from recipe.trd.tiny_world.problems import ChainProblem, dialect_of, inject_errors, is_correct
 from recipe.trd.tiny_world.tokenizer import prompt_ids, response_ids, response_texts
+from recipe.trd.tiny_world.world_config import EvaluationConfig
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,12 @@ class BuiltWorld:
     teacher: Qwen3ForCausalLM
     student: Qwen3ForCausalLM
     tokenizer: PreTrainedTokenizerBase
-    splits: dict[str, list[Problem]]
+    splits: dict[str, list[ChainProblem]]
     config: EvaluationConfig
     seed: int
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[ChainProblem]:
         """Held-out problems on which the models are measured."""
         return self.splits["held_out"][: self.config.num_problems]
 
@@ -72,7 +72,7 @@ def measure(world: BuiltWorld, *, report: Callable[[int, int, str], None]) -> di
     }
 
 
-def _accuracy(problems: Sequence[Problem], texts: Sequence[str]) -> float:
+def _accuracy(problems: Sequence[ChainProblem], texts: Sequence[str]) -> float:
     return sum(map(is_correct, problems, texts)) / len(problems)
 
 

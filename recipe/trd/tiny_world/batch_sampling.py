@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import Qwen3ForCausalLM
 from transformers.cache_utils import DynamicCache
 
-# Selecting the unfinished rows copies the cache, so it must save enough to be worth it.
+# Selecting the unfinished responses copies the cache, so it must save enough to be worth it.
 _COMPACT_BELOW_FRAC = 0.8
 
 
@@ -50,7 +50,7 @@ def sample(
     input_ids, attention_mask = _pad_left(prompts, pad)
     position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)
     cache = DynamicCache(config=model.config)
-    rows = torch.arange(len(prompts))
+    indices = torch.arange(len(prompts))
     is_open = torch.ones(len(prompts), dtype=torch.bool)
     responses: list[list[int]] = [[] for _ in prompts]
     for _ in range(max_response_tokens):
@@ -62,17 +62,17 @@ def sample(
             use_cache=True,
         ).last_hidden_state[:, -1]
         tokens = _next_tokens(model.lm_head(hidden), temperature, generator)
-        for row, token in zip(rows[is_open].tolist(), tokens[is_open].tolist(), strict=True):
-            responses[row].append(token)
+        for index, token in zip(indices[is_open].tolist(), tokens[is_open].tolist(), strict=True):
+            responses[index].append(token)
         is_open &= tokens != eos
         if not is_open.any():
             break
         if is_open.float().mean() < _COMPACT_BELOW_FRAC:
             kept = is_open.nonzero().squeeze(-1)
-            rows, tokens, is_open = rows[kept], tokens[kept], is_open[kept]
+            indices, tokens, is_open = indices[kept], tokens[kept], is_open[kept]
             attention_mask, position_ids = attention_mask[kept], position_ids[kept]
             cache.batch_select_indices(kept)
-        attention_mask = torch.cat([attention_mask, torch.ones(len(rows), 1, dtype=torch.long)], dim=1)
+        attention_mask = torch.cat([attention_mask, torch.ones(len(indices), 1, dtype=torch.long)], dim=1)
         position_ids = position_ids[:, -1:] + 1
         input_ids = tokens[:, None]
     return responses

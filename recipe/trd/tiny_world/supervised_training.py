@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from recipe.trd.tiny_world.schema import ModelConfig, TrainingConfig
+from recipe.trd.tiny_world.world_config import ModelConfig, TrainingConfig
 
 # A vocabulary that is not a round number is slow, and tensor-parallel engines cannot split it.
 _VOCABULARY_MULTIPLE = 16
@@ -22,7 +22,7 @@ _ADAMW_BETAS = (0.9, 0.98)
 
 @dataclass(frozen=True)
 class Batch:
-    """Token ids of prompts and of their responses, one list a row."""
+    """Token ids of prompts and of their responses, one list for each sample."""
 
     prompts: list[list[int]]
     responses: list[list[int]]
@@ -70,14 +70,14 @@ def build_model(
 
 def response_loss(model: Qwen3ForCausalLM, batch: Batch, *, pad_token_id: int) -> Tensor:
     """Mean cross-entropy over all response tokens of a batch, end-of-turn tokens included, in nats. Shape []."""
-    rows = [prompt + response for prompt, response in zip(batch.prompts, batch.responses, strict=True)]
-    length = max(map(len, rows))
-    input_ids = torch.full((len(rows), length), pad_token_id)
-    response_mask = torch.zeros((len(rows), length), dtype=torch.bool)
-    for index, (row, prompt) in enumerate(zip(rows, batch.prompts, strict=True)):
-        input_ids[index, : len(row)] = torch.tensor(row)
-        response_mask[index, len(prompt) : len(row)] = True
-    # Rows are padded on the right and attention is causal: no real token sees padding, so no attention mask is needed.
+    samples = [prompt + response for prompt, response in zip(batch.prompts, batch.responses, strict=True)]
+    length = max(map(len, samples))
+    input_ids = torch.full((len(samples), length), pad_token_id)
+    response_mask = torch.zeros((len(samples), length), dtype=torch.bool)
+    for index, (sample, prompt) in enumerate(zip(samples, batch.prompts, strict=True)):
+        input_ids[index, : len(sample)] = torch.tensor(sample)
+        response_mask[index, len(prompt) : len(sample)] = True
+    # Padded on the right, and attention is causal: no real token sees padding, so no attention mask is needed.
     hidden = model.model(input_ids=input_ids[:, :-1], use_cache=False).last_hidden_state
     is_target = response_mask[:, 1:]
     return F.cross_entropy(model.lm_head(hidden[is_target]), input_ids[:, 1:][is_target])

@@ -10,9 +10,9 @@ import transformers
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from recipe.trd.tiny_world.cache import Stage, build_seconds
-from recipe.trd.tiny_world.evaluation import BuiltWorld, measure
-from recipe.trd.tiny_world.schema import TinyWorldConfig
+from recipe.trd.tiny_world.measure_models import BuiltWorld, measure
 from recipe.trd.tiny_world.splits import draw_splits
+from recipe.trd.tiny_world.world_config import TinyWorldConfig
 
 
 def build_card(

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from recipe.trd.tiny_world.sampling import sample
-from recipe.trd.tiny_world.schema import ModelConfig, TrainingConfig
-from recipe.trd.tiny_world.training import Batch, build_model, lr_scale, response_loss, train
+from recipe.trd.tiny_world.batch_sampling import sample
+from recipe.trd.tiny_world.supervised_training import Batch, build_model, lr_scale, response_loss, train
+from recipe.trd.tiny_world.world_config import ModelConfig, TrainingConfig
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [20]]
 RESPONSES = [[13, 14, 15], [16, 17], [18, 19, 21, 22, 23]]
@@ -37,7 +37,7 @@ def test_same_seed_gives_same_weights(model, tokenizer):
     assert not torch.equal(model.lm_head.weight, other.lm_head.weight)
 
 
-def test_loss_is_the_mean_over_response_tokens_of_unpadded_rows(model):
+def test_loss_is_the_mean_over_response_tokens_of_unpadded_samples(model):
     total = torch.zeros(())
     for prompt, response in zip(PROMPTS, RESPONSES, strict=True):
         log_probs = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
