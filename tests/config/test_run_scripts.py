@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from transformers import LlamaConfig
 
 from recipe.trd.plan import architectures, memory
-from recipe.trd.preflight import checks
+from recipe.trd.preflight import checks, model_pair
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("run_*.sh"))
@@ -64,8 +64,8 @@ def models(monkeypatch, tokenizer, tmp_path):
             num_hidden_layers=shape.num_layers,
         )
 
-    monkeypatch.setattr(checks, "AutoConfig", SimpleNamespace(from_pretrained=config_of))
-    monkeypatch.setattr(checks, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda path: tokenizer))
+    monkeypatch.setattr(model_pair, "AutoConfig", SimpleNamespace(from_pretrained=config_of))
+    monkeypatch.setattr(model_pair, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda path: tokenizer))
     monkeypatch.setattr(checks.plugin, "is_cpu_platform", lambda: False)
     row = {"prompt": [], "data_source": "x", "reward_model": {"ground_truth": "1"}, "reference_solution": "1"}
     pd.DataFrame([row]).to_parquet(tmp_path / "rows.parquet")
@@ -163,8 +163,8 @@ def test_a_model_in_a_folder_and_a_teacher_of_another_family(models, tmp_path, m
 
     other = SimpleNamespace(get_vocab=lambda: {"x": 0}, eos_token_id=0, eos_token="x")
     byname = SimpleNamespace(from_pretrained=lambda path: tokenizer if path == str(folder) else other)
-    monkeypatch.setattr(checks, "AutoTokenizer", byname)
-    with pytest.raises(ValueError, match="different tokenisers"):
+    monkeypatch.setattr(model_pair, "AutoTokenizer", byname)
+    with pytest.raises(ValueError, match="different tokenizers"):
         checks.check(config)
 
 

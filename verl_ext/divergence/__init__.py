@@ -8,11 +8,12 @@ and tails, token_weight.py gates, clips and position weights, objective.py how t
 from verl_ext.divergence.hidden import Projection, hidden_mse
 from verl_ext.divergence.linear import LinearDivergence, linear_divergence
 from verl_ext.divergence.pointwise import DIVERGENCES
-from verl_ext.divergence.spec import Head, Objective, Term, Tokens, TopK
+from verl_ext.divergence.spec import TOP_K_SUPPORTS, Head, Objective, Term, Tokens, TopK
 from verl_ext.divergence.token_weight import first_tokens, last_tokens, progress_weights
 
 __all__ = [
     "DIVERGENCES",
+    "TOP_K_SUPPORTS",
     "Head",
     "LinearDivergence",
     "Objective",

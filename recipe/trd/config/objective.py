@@ -5,13 +5,12 @@ from typing import ClassVar
 
 from verl.base_config import BaseConfig
 
-from recipe.trd.config.validate import at_least, one_of, require
-from verl_ext.divergence import DIVERGENCES, Objective, Term
+from recipe.trd.config.axes import Layers, Positions
+from recipe.trd.config.validate import at_least, member, one_of, require
+from verl_ext.divergence import DIVERGENCES, TOP_K_SUPPORTS, Objective, Term
 
 NOT_ON_OUTPUTS = ("hidden_mse", "none")
 """Values of `divergence` beside those of `verl_ext.divergence`."""
-
-TOP_K_SUPPORTS = ("teacher_topk", "student_topk")
 
 
 @dataclass(kw_only=True)
@@ -93,31 +92,32 @@ class TermConfig(BaseConfig):
 class HiddenConfig(BaseConfig):
     """What `hidden_mse` compares."""
 
-    layers: str
-    """`all`, or `last`: the output of the final norm alone."""
+    layers: Layers
+    """`all`, or `last`: only the output of the final norm."""
     normalize: bool
     """Compare directions (vectors of length 1) instead of raw states."""
-    positions: str
+    positions: Positions
     """`all`, or the `first` or `last` `num_positions` tokens of every response."""
     num_positions: int | None
     bridge: str | None
     """Maps between models of other size, a folder made by `python -m recipe.trd.fit_bridge`; null compares directly."""
 
     def __post_init__(self) -> None:
-        one_of("trd.objective.hidden.layers", self.layers, ("all", "last"))
+        member(self, "trd.objective.hidden", "layers", Layers)
         if self.bridge == "":
             raise ValueError(
                 "trd.objective.hidden.bridge is not set: give the folder of maps that `python -m "
                 "recipe.trd.fit_bridge` made for this pair of models"
             )
-        _check_positions("trd.objective.hidden", self.positions, self.num_positions)
+        _check_positions(self, "trd.objective.hidden")
 
 
-def _check_positions(node: str, positions: str, num_positions: int | None) -> None:
-    one_of(f"{node}.positions", positions, ("all", "first", "last"))
-    if (positions == "all") != (num_positions is None) or (num_positions is not None and num_positions < 1):
+def _check_positions(config: "HiddenConfig | ObjectiveConfig", node: str) -> None:
+    member(config, node, "positions", Positions)
+    num = config.num_positions
+    if (config.positions is Positions.ALL) != (num is None) or (num is not None and num < 1):
         raise ValueError(
-            f"{node}.positions={positions} with num_positions={num_positions}: first and last need a positive number, "
+            f"{node}.positions={config.positions} with num_positions={num}: first and last need a positive number, "
             "all needs null"
         )
 
@@ -128,7 +128,7 @@ class ObjectiveConfig(TermConfig):
 
     NODE: ClassVar[str] = "trd.objective"
 
-    positions: str
+    positions: Positions
     """Tokens of a response that count: `all`, or the `first` or `last` `num_positions`. hidden_mse has its own."""
     num_positions: int | None
     plus: TermConfig
@@ -143,7 +143,7 @@ class ObjectiveConfig(TermConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_positions("trd.objective", self.positions, self.num_positions)
+        _check_positions(self, "trd.objective")
         at_least("trd.objective.task_reward_coef", self.task_reward_coef, 0)
         if self.divergence == "none" and self.plus.divergence != "none":
             raise ValueError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from recipe.trd.rewrite.contexts import chat_ids
+from recipe.trd.rewrite.teacher_prompt import chat_ids
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

@@ -11,12 +11,12 @@ from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from recipe.trd.export.checkpoint import Checkpoint
-from recipe.trd.rewrite import contexts
+from recipe.trd.rewrite import teacher_prompt
 
 
 @dataclass(frozen=True)
 class Text:
-    """A context and the tokens behind it whose log-probs are compared."""
+    """A context and the tokens after it whose log-probs are compared."""
 
     context: list[int]
     """One token or more."""
@@ -68,7 +68,7 @@ def held_out(
     most = max(1, num_tokens // max(1, len(taken)))
     if file.suffix == ".jsonl":
         prompts = _prompts(checkpoint, tokenizer)
-        made = [_answered(row, prompts, tokenizer) for row in map(_row, taken)]
+        made = [_response_text(sample, prompts, tokenizer) for sample in map(_dumped_sample, taken)]
         num_plain = sum(plain for _, plain in made)
         texts = [Text(text.context, text.tokens[:most]) for text, _ in made]
     else:
@@ -93,24 +93,24 @@ def _validation(checkpoint: Checkpoint) -> Path:
     return steps.get(checkpoint.step if checkpoint.step is not None else -1, steps[max(steps)])
 
 
-def _row(line: str) -> Mapping[str, Any]:
+def _dumped_sample(line: str) -> Mapping[str, Any]:
     try:
-        row = json.loads(line)
+        sample = json.loads(line)
     except json.JSONDecodeError:
-        row = None
-    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("input", "output")):
+        sample = None
+    if not isinstance(sample, dict) or not all(isinstance(sample.get(name), str) for name in ("input", "output")):
         raise ValueError(f"a line is no JSON object with the texts input and output: {line[:80]!r}")
-    return row
+    return sample
 
 
-def _answered(
-    row: Mapping[str, Any], prompts: Mapping[str, Sequence[int]], tokenizer: PreTrainedTokenizerBase
+def _response_text(
+    sample: Mapping[str, Any], prompts: Mapping[str, Sequence[int]], tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Text, bool]:
     """A text, and whether its prompt is in no validation file."""
-    context = prompts.get(row["input"])
-    ids = tokenizer(row["output"], add_special_tokens=False)["input_ids"]
+    context = prompts.get(sample["input"])
+    ids = tokenizer(sample["output"], add_special_tokens=False)["input_ids"]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    plain = tokenizer(row["input"], add_special_tokens=False)["input_ids"] if context is None else context
+    plain = tokenizer(sample["input"], add_special_tokens=False)["input_ids"] if context is None else context
     return Text(list(plain), [*ids, *end]), context is None
 
 
@@ -125,6 +125,6 @@ def _prompts(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> dict
         if not Path(file).expanduser().is_file():
             continue
         for messages in pd.read_parquet(file, columns=[data.prompt_key])[data.prompt_key]:
-            ids = contexts.chat_ids(tokenizer, list(messages), arguments)
+            ids = teacher_prompt.chat_ids(tokenizer, list(messages), arguments)
             prompts[str(tokenizer.decode(ids, skip_special_tokens=True))] = ids
     return prompts

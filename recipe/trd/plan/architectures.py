@@ -1,7 +1,7 @@
 """Shapes of language models, as far as memory depends on them: from a `config.json`, or from a short table of models
 that the run scripts name, so that a plan can be made where no model is.
 
-The table was copied from the `config.json` of each model on the Hugging Face hub; `tests/unit/trd/plan/test_memory.py` checks it
+The table was copied from the `config.json` of each model on the Hugging Face hub; tests/unit/trd/plan checks it
 against the published numbers of parameters.
 """
 

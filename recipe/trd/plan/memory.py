@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from verl.utils.config import omega_conf_to_dataclass
 
 from recipe.trd.config.schema import TrdConfig
+from recipe.trd.config.teacher_plan import Holder, TeacherPlan
 from recipe.trd.plan import architectures
 from recipe.trd.plan.architectures import Architecture
 from verl_ext.divergence.linear import CHUNK_BYTES
@@ -74,7 +75,8 @@ def trainer_states(config: DictConfig, student: Architecture) -> dict[str, float
         "gradients": trained * size,
         "optimiser": 2 * trained * size,
     }
-    if config.trd.teacher.weights == "ema":
+    plan = teacher_plan_of(config)
+    if plan is not None and plan.keeps_average:
         parts["average"] = 4 * trained
     if actor.use_kl_loss or config.algorithm.use_kl_in_reward:
         # With LoRA the reference is the model without its adapter.
@@ -113,12 +115,16 @@ def update_extras(config: DictConfig, student: Architecture) -> dict[str, float]
     return {name: size / GIB for name, size in parts.items()}
 
 
+def teacher_plan_of(config: DictConfig) -> TeacherPlan | None:
+    """Who holds the teacher's weights in this run; None without a teacher."""
+    trd: TrdConfig = omega_conf_to_dataclass(config.trd)
+    return trd.teacher_plan
+
+
 def _holds_teacher(config: DictConfig) -> bool:
     """Whether a teacher with weights of its own lies beside the student, and not the student or its LoRA-free base."""
-    trd = config.trd
-    has_adapters = config.actor_rollout_ref.model.lora_rank > 0
-    shares = trd.teacher.weights in ("live", "ema") or (trd.teacher.weights == "frozen" and has_adapters)
-    return trd.teacher.scorer == "engine" and not shares
+    plan = teacher_plan_of(config)
+    return plan is not None and plan.module is Holder.OWN
 
 
 def _teacher_shard(config: DictConfig) -> float:
@@ -205,10 +211,9 @@ def server(
 
 def teacher_longest(config: DictConfig) -> int:
     """Longest request to the teacher's server, tokens; scoring generates one token beside what it scores."""
-    longest = config.data.max_prompt_length + config.data.max_response_length
-    if config.trd.trajectory == "y_r":
-        longest = max(longest, config.trd.rewrite.max_prompt_length + config.trd.rewrite.max_response_length)
-    return int(longest) + 1
+    plan = teacher_plan_of(config)
+    assert plan is not None, "there is a teacher"
+    return plan.longest.max_length + 1
 
 
 def make(config: DictConfig, *, gpu_gib: float) -> Plan:
@@ -223,7 +228,7 @@ def make(config: DictConfig, *, gpu_gib: float) -> Plan:
         InstantiationException: a value of `trd` is not allowed.
     """
     trd: TrdConfig = omega_conf_to_dataclass(config.trd)
-    if trd.is_self:
+    if trd.teacher_plan is not None and trd.teacher_plan.is_self:
         config.distillation.teacher_models.teacher_model.model_path = config.actor_rollout_ref.model.path
     rollout = config.actor_rollout_ref.rollout
     num_gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node

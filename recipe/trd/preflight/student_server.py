@@ -3,15 +3,15 @@
 from omegaconf import DictConfig, open_dict
 
 from recipe.trd.config.schema import TrdConfig
+from recipe.trd.config.teacher_plan import Holder
 
 
-def prepare(config: DictConfig, trd: TrdConfig, *, needed: dict[str, int], limit: int) -> None:
+def prepare(config: DictConfig, trd: TrdConfig, *, limit: int) -> None:
     """Check that the server can do what is asked of it, and fill in what it needs for that.
 
     Args:
         config: of the run; the server's `engine_kwargs` and `logprobs_mode` are filled in.
-        trd: its node `trd`.
-        needed: longest sequence of the teacher by the name of its context, tokens.
+        trd: its node `trd`, with a teacher.
         limit: context length of the student, tokens.
 
     Raises:
@@ -19,19 +19,20 @@ def prepare(config: DictConfig, trd: TrdConfig, *, needed: dict[str, int], limit
     """
     rollout = config.actor_rollout_ref.rollout
     limit = rollout.max_model_len or limit
-    rewrites = trd.trajectory == "y_r" and trd.on_student(trd.rewrite.weights)
-    if rewrites and (longest := trd.rewrite.max_prompt_length + trd.rewrite.max_response_length) > limit:
+    plan = trd.teacher_plan
+    assert plan is not None, "there is a teacher"
+    if plan.refine is not None and plan.author is not Holder.OWN and plan.refine.max_length > limit:
         raise ValueError(
-            f"trd.rewrite.weights={trd.rewrite.weights}: the refine context needs {longest} tokens on the student's "
-            f"server, which has {limit}: raise actor_rollout_ref.rollout.max_model_len or lower "
+            f"trd.rewrite.weights={plan.author_weights}: the refine context needs {plan.refine.max_length} tokens on "
+            f"the student's server, which has {limit}: raise actor_rollout_ref.rollout.max_model_len or lower "
             "trd.rewrite.max_prompt_length"
         )
-    scores = trd.teacher.scorer in ("generation", "prefill") and trd.on_student(trd.teacher.weights)
-    name, longest = max(needed.items(), key=lambda item: item[1])
+    scores = plan.scoring_server in (Holder.BASE, Holder.AVERAGE)
     # A scoring request generates one token beside what it scores.
-    if scores and longest + 1 > limit:
+    needed = plan.longest.max_length + 1
+    if scores and needed > limit:
         raise ValueError(
-            f"{name} needs {longest + 1} tokens on the student's server, which has {limit}: raise "
+            f"the {plan.longest.name} context needs {needed} tokens on the student's server, which has {limit}: raise "
             "actor_rollout_ref.rollout.max_model_len, or lower trd.rewrite.max_prompt_length or the lengths of data"
         )
     if not trd.student.serves_base:
@@ -42,7 +43,7 @@ def prepare(config: DictConfig, trd: TrdConfig, *, needed: dict[str, int], limit
             "adapters; set it to vllm"
         )
     with open_dict(rollout):
-        if trd.asks_average:
+        if Holder.AVERAGE in plan.servers:
             rollout.engine_kwargs.vllm.max_loras = 2
         if scores:
             # The model's own distribution, whatever it is sampled with.

@@ -1,1 +1,1 @@
-"""The rewrite stage: contexts of the teacher, y_r and its verdict, the teacher's log-probs at the student's positions."""
+"""The rewrite stage: the teacher's contexts, y_r and its verdict, its log-probs at the student's positions."""

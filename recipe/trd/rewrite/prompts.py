@@ -2,7 +2,7 @@
 
 A template is a file `recipe/trd/rewrite/templates/<name>.jinja`, or any path that ends in `.jinja`. It sees `problem`
 (the student's last user message), `y_o` (the student's solution as text, end-of-turn token removed) and `y_star` (the
-reference solution, or None). Everything about tokens (chat template, truncation, lengths) is in `contexts.py`.
+reference solution, or None). Everything about tokens (chat template, truncation, lengths) is in `teacher_prompt.py`.
 """
 
 from functools import lru_cache

@@ -12,10 +12,12 @@ from transformers import PreTrainedTokenizerBase
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
+from recipe.trd.config.axes import Scorer
 from recipe.trd.config.schema import TrdConfig
-from recipe.trd.preflight.thinking import switched
-from recipe.trd.rewrite import contexts
-from recipe.trd.rewrite.contexts import Context, Message
+from recipe.trd.config.teacher_plan import Holder, TeacherContext
+from recipe.trd.rewrite import teacher_prompt
+from recipe.trd.rewrite.chat_template import switched
+from recipe.trd.rewrite.teacher_prompt import Message, TeacherPrompt
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.rewrite.verdict import Verdict, judge
 
@@ -27,8 +29,8 @@ class Rewrite:
     """What came of one rewrite."""
 
     verdict: Verdict
-    context: Context | None
-    """The refine context, None when it did not fit."""
+    prompt: TeacherPrompt | None
+    """What y_r was written under; None when it did not fit."""
     y_r_ids: list[int]
     """What the teacher wrote, whatever the verdict; empty when it was not asked or did not answer."""
     topk: TopKLogProbs | None
@@ -63,61 +65,66 @@ class TeacherClient:
         max_response_length: int,
         template_kwargs: Mapping[str, Any],
     ) -> None:
-        self.config = config
+        assert config.teacher is not None, "there is a teacher"
+        assert config.teacher_plan is not None, "there is a teacher"
+        self.config, self.plan = config, config.teacher_plan
         self.client, self.student_client = client, student_client
         self.tokenizer = tokenizer
+        self._scorer, self._remaps_eos = config.teacher.scorer, config.teacher.eos_remap
         self.eos_token_ids = tuple(eos_token_ids)
         self.student_eos_token_id = student_eos_token_id
         self.max_response_length = max_response_length
         self.template_kwargs = dict(template_kwargs)
 
-    def vanilla_context(self, raw_prompt: Sequence[Message]) -> Context:
-        """Context x in the teacher's chat template."""
-        template_kwargs = switched(self.template_kwargs, self.config.teacher_thinking)
-        return contexts.vanilla(self.tokenizer, raw_prompt, template_kwargs)
+    def prompt(
+        self,
+        context: TeacherContext,
+        raw_prompt: Sequence[Message],
+        *,
+        y_o_ids: Sequence[int],
+        y_star: str | None,
+    ) -> TeacherPrompt | None:
+        """A context in the teacher's chat template, None when it does not fit or needs a reference that is missing.
 
-    def privileged_context(self, raw_prompt: Sequence[Message], y_star: str) -> Context | None:
-        """Context (x, y*), or None when it does not fit."""
-        return contexts.templated(
+        Args:
+            context: which one.
+            raw_prompt: the student's conversation.
+            y_o_ids: the rollout; used where the context shows it.
+            y_star: the reference solution; used where the context shows it.
+        """
+        template_kwargs = switched(self.template_kwargs, context.thinking)
+        if context.template is None:
+            return teacher_prompt.vanilla(self.tokenizer, raw_prompt, template_kwargs)
+        if context.shows_reference and y_star is None:
+            return None
+        return teacher_prompt.templated(
             self.tokenizer,
             raw_prompt,
-            template=self.config.teacher.template,
-            y_o_ids=None,
-            y_star=y_star,
-            max_length=self.config.teacher.max_prompt_length,
-            template_kwargs=switched(self.template_kwargs, self.config.teacher_thinking),
+            template=context.template,
+            y_o_ids=y_o_ids if context.shows_y_o else None,
+            y_star=y_star if context.shows_reference else None,
+            max_length=context.max_prompt_length,
+            template_kwargs=template_kwargs,
         )
 
-    def refine_context(
-        self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int], y_star: str | None
-    ) -> Context | None:
-        """Context (x, y_o), with `trd.rewrite.with_reference` (x, y*, y_o), or None when it does not fit."""
-        return contexts.templated(
-            self.tokenizer,
-            raw_prompt,
-            template=self.config.rewrite.template,
-            y_o_ids=y_o_ids,
-            y_star=y_star if self.config.rewrite.with_reference else None,
-            max_length=self.config.rewrite.max_prompt_length,
-            template_kwargs=switched(self.template_kwargs, self.config.rewrite_thinking),
-        )
-
-    def in_teachers_tokens(self, ids: Sequence[int]) -> list[int]:
+    def in_teacher_tokens(self, ids: Sequence[int]) -> list[int]:
         """Student's ids as the teacher is to read them: with `trd.teacher.eos_remap` the ends of turn trade places."""
         return list(self._renamed(np.asarray(ids, dtype=np.int64)).tolist())
 
     def _renamed(self, ids: np.ndarray) -> np.ndarray:
         """Ids of any shape with both end-of-turn ids exchanged; its own inverse."""
-        ours, theirs = self.student_eos_token_id, self.tokenizer.eos_token_id
-        if not self.config.teacher.eos_remap or ours == theirs:
+        student_eos, teacher_eos = self.student_eos_token_id, self.tokenizer.eos_token_id
+        if not self._remaps_eos or student_eos == teacher_eos:
             return ids
-        return np.where(ids == ours, theirs, np.where(ids == theirs, ours, ids)).astype(ids.dtype)
+        return np.where(ids == student_eos, teacher_eos, np.where(ids == teacher_eos, student_eos, ids)).astype(
+            ids.dtype
+        )
 
-    async def _ask(self, weights: str, **request: Any) -> TokenOutput:
-        """Send a request to the server that has these weights."""
-        client = self.student_client if self.config.on_student(weights) else self.client
+    async def _ask(self, holder: Holder | None, **request: Any) -> TokenOutput:
+        """Send a request to the server that has the weights."""
+        client = self.client if holder is Holder.OWN else self.student_client
         assert client is not None, "whoever rewrites or scores has a server"
-        if weights == "ema":
+        if holder is Holder.AVERAGE:
             request["averaged"] = True
         return await client.generate(request_id=uuid4().hex, **request)
 
@@ -128,14 +135,15 @@ class TeacherClient:
         self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int], y_star: str | None = None
     ) -> Rewrite:
         """Ask for y_r under the refine context and judge it. A server that fails is a verdict, not an exception."""
-        settings = self.config.rewrite
+        settings, refine = self.config.rewrite, self.plan.refine
+        assert refine is not None, "the method rewrites"
         started = time.time()
-        if self.config.rewrite.with_reference and y_star is None:
+        if refine.shows_reference and y_star is None:
             return Rewrite(Verdict.NO_REFERENCE, None, [], None, started, time.time())
-        context = self.refine_context(raw_prompt, y_o_ids, y_star)
-        if context is None:
+        prompt = self.prompt(refine, raw_prompt, y_o_ids=y_o_ids, y_star=y_star)
+        if prompt is None:
             return Rewrite(Verdict.PROMPT_TOO_LONG, None, [], None, started, time.time())
-        topk = self.config.objective.top_k if self.config.teacher.scorer == "generation" else None
+        topk = self.config.objective.top_k if self._scorer is Scorer.GENERATION else None
         sampling_params = {
             "max_tokens": settings.max_response_length,
             "temperature": settings.temperature,
@@ -143,14 +151,15 @@ class TeacherClient:
             "top_k": settings.top_k,
         }
         try:
-            # The top-k path alone reports why generation ended, and has no weights of the student as it is. What verl's
-            # path does not say, the last token does.
-            extra = {"topk": topk or 1} if settings.weights != "live" else {}
-            output = await self._ask(settings.weights, prompt_ids=context.ids, sampling_params=sampling_params, **extra)
+            # Only the top-k path reports why generation ended; on verl's own path the last token tells.
+            extra: dict[str, Any] = {}
+            if self.plan.author is not None and self.plan.author.sends_top_k:
+                extra["topk"] = topk or 1
+            output = await self._ask(self.plan.author, prompt_ids=prompt.ids, sampling_params=sampling_params, **extra)
         except Exception as error:
             # The network boundary: the sample falls back, the failure is counted, the watchdog looks after the server.
             logger.exception("the teacher's server failed on a rewrite")
-            return Rewrite(Verdict.FAILED, context, [], None, started, time.time(), error=one_line(error))
+            return Rewrite(Verdict.FAILED, prompt, [], None, started, time.time(), error=one_line(error))
         y_r_ids = list(output.token_ids)
         verdict = judge(
             y_r_ids,
@@ -160,13 +169,11 @@ class TeacherClient:
             eos_token_ids=self.eos_token_ids,
             max_length=self.max_response_length,
         )
-        rows = None
-        if topk and verdict is Verdict.ACCEPTED:
-            rows = self._topk(output)
+        scored = self._topk(output) if topk and verdict is Verdict.ACCEPTED else None
         y_r_ids = self._renamed(np.asarray(y_r_ids, dtype=np.int64)).tolist()
-        return Rewrite(verdict, context, y_r_ids, rows, started, time.time())
+        return Rewrite(verdict, prompt, y_r_ids, scored, started, time.time())
 
-    async def score(self, context_ids: Sequence[int], response_ids: Sequence[int]) -> TopKLogProbs:
+    async def score(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> TopKLogProbs:
         """The teacher's top-k at every response token, by one forward pass over context and response (scorer
         `prefill`).
 
@@ -174,11 +181,11 @@ class TeacherClient:
             Exception: whatever the server raised, or RuntimeError when it aborted.
         """
         output = await self._ask(
-            self.config.teacher.weights,
-            prompt_ids=[*context_ids, *self.in_teachers_tokens(response_ids)],
+            self.plan.scoring_server,
+            prompt_ids=[*prompt_ids, *self.in_teacher_tokens(response_ids)],
             sampling_params={},
             topk=self.config.objective.top_k,
-            score_from=len(context_ids),
+            score_from=len(prompt_ids),
         )
         if output.stop_reason == "aborted":
             raise RuntimeError("the teacher's server aborted a scoring request")

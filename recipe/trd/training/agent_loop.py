@@ -17,12 +17,13 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from verl.utils import hf_tokenizer
 from verl.utils.config import omega_conf_to_dataclass
 
+from recipe.trd.config.axes import Fallback, Scorer, Trajectory
 from recipe.trd.config.schema import TrdConfig
 from recipe.trd.rewrite import alignment
-from recipe.trd.rewrite.contexts import Context, Message
 from recipe.trd.rewrite.copying import copied_frac
 from recipe.trd.rewrite.records import SampleRecord
 from recipe.trd.rewrite.teacher import Rewrite, TeacherClient, one_line
+from recipe.trd.rewrite.teacher_prompt import Message, TeacherPrompt
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.rewrite.verdict import Verdict
 from recipe.trd.training import loss  # noqa: F401  verl looks its loss up in every process
@@ -37,7 +38,7 @@ class TrainingSample(AgentLoopOutput):
     """verl's sample; extra fields named in TENSORS become columns of their own."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Columns of one row in TransferQueue."""
+        """Columns of the sample in TransferQueue."""
         output = super().as_dict()
         output.update({name: output["extra_fields"].pop(name) for name in TENSORS if name in output["extra_fields"]})
         return output
@@ -59,23 +60,26 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.take_up_method()
+        self.setup_method()
 
-    def take_up_method(self) -> None:
+    def setup_method(self) -> None:
         """Get ready for what `self.config.trd` asks of the teacher."""
         self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
+        assert self.trd.teacher is not None, "methods without a teacher run through verl's own agent loop"
+        assert self.trd.teacher_plan is not None, "there is a teacher"
+        self.plan = self.trd.teacher_plan
         path = self.trd.teacher.engine.path
-        if self.trd.is_self:
+        if self.plan.is_self:
             path = self.config.actor_rollout_ref.model.path
-        elif self.trd.has_server:
+        elif self.plan.has_server:
             path = self.config.distillation.teacher_models.teacher_model.model_path
         # The student's own has the chat template of the run (actor_rollout_ref.model.custom_chat_template).
         tokenizer = self.tokenizer
-        if not self.trd.is_self:
+        if not self.plan.is_self:
             tokenizer = hf_tokenizer(path, trust_remote_code=self.config.actor_rollout_ref.model.trust_remote_code)
         self.teacher = TeacherClient(
             config=self.trd,
-            client=next(iter(self.teacher_client.values())) if self.trd.has_server else None,
+            client=next(iter(self.teacher_client.values())) if self.plan.has_server else None,
             student_client=self.llm_client,
             tokenizer=tokenizer,
             eos_token_ids=eos_token_ids(path, tokenizer),
@@ -96,11 +100,11 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         """Nothing: `_training_samples` has asked the teacher already."""
 
     async def _training_samples(self, y_o: TrainingSample, kwargs: dict[str, Any]) -> list[TrainingSample]:
-        """The rows that a rollout gives: what the divergence is trained on, and y_o for a task reward beside y_r."""
+        """The samples that a rollout gives: what the divergence is trained on, and y_o for a task reward beside y_r."""
         record = SampleRecord(y_o_ids=y_o.response_ids, rolled_out=time.time())
-        y_star = reference(kwargs, self.trd.reference_key) if self.trd.needs_reference else None
+        y_star = reference(kwargs, self.trd.reference_key) if self.plan.needs_reference else None
         rewrite = None
-        if self.trd.trajectory == "y_r":
+        if self.trd.trajectory is Trajectory.Y_R:
             rewrite, _ = await asyncio.gather(
                 self.teacher.rewrite(kwargs["raw_prompt"], y_o.response_ids, y_star), self._compute_score([y_o], kwargs)
             )
@@ -118,7 +122,7 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             sample = _copy(sample)
         await self._attach_teacher(sample, rewrite, record, raw_prompt=kwargs["raw_prompt"], y_star=y_star)
         sample.extra_fields["trd"] = record.as_dict()
-        return [sample] if not self.trd.trains_both else _with_policy_row(sample, y_o)
+        return [sample] if not self.trd.trains_both else _with_policy_sample(sample, y_o)
 
     async def _attach_teacher(
         self,
@@ -129,40 +133,43 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         raw_prompt: Sequence[Message],
         y_star: str | None,
     ) -> None:
-        """Give the sample its teacher: top-k rows, or the sequence that the teacher reads; without one it is masked."""
+        """Give the sample the teacher's top-k, or the sequence that the teacher reads; without either it is masked."""
         num_prompt, num_response = len(sample.prompt_ids), len(sample.response_ids)
         rejected = rewrite is not None and rewrite.verdict is not Verdict.ACCEPTED
-        usable = not (rejected and self.trd.rewrite.fallback == "mask")
-        context = self._context(sample, rewrite, raw_prompt, y_star)
-        if context is None:
-            # The vanilla context is always there; it stands in so that the row has something to be masked.
-            usable, context = False, self.teacher.vanilla_context(raw_prompt)
-        record.teacher_prompt_ids = context.ids
-        record.num_cut_reference = max(record.num_cut_reference, context.num_cut_reference)
-        record.no_reference = self.trd.needs_reference and y_star is None
-        if self.trd.teacher.scorer == "engine":
-            ids = [*context.ids, *self.teacher.in_teachers_tokens(sample.response_ids)]
+        usable = not (rejected and self.trd.rewrite.fallback is Fallback.MASK)
+        prompt = self._prompt(rewrite, raw_prompt, y_o_ids=record.y_o_ids, y_star=y_star)
+        if prompt is None:
+            # The vanilla context always fits; it stands in so that there is something to be masked.
+            vanilla = self.teacher.prompt(self.plan.vanilla, raw_prompt, y_o_ids=record.y_o_ids, y_star=None)
+            assert vanilla is not None, "it has no template that it could be too long for"
+            usable, prompt = False, vanilla
+        record.teacher_prompt_ids = prompt.ids
+        record.num_cut_reference = max(record.num_cut_reference, prompt.num_cut_reference)
+        record.no_reference = self.plan.needs_reference and y_star is None
+        scorer = self.trd.teacher.scorer
+        if scorer is Scorer.ENGINE:
+            ids = [*prompt.ids, *self.teacher.in_teacher_tokens(sample.response_ids)]
             sample.extra_fields["teacher_input_ids"] = torch.tensor(ids, dtype=torch.int64)
-        elif self.trd.teacher.scorer in ("generation", "prefill"):
-            topk = await self._score(sample, rewrite, record, context) if usable else None
+        elif scorer.is_server:
+            topk = await self._score(sample, rewrite, record, prompt) if usable else None
             usable = topk is not None
-            rows = alignment.student_rows(
+            aligned = alignment.at_student_positions(
                 topk, num_prompt=num_prompt, num_response=num_response, top_k=self.trd.objective.top_k
             )
-            sample.extra_fields["teacher_ids"], sample.extra_fields["teacher_logprobs"] = rows
+            sample.extra_fields["teacher_ids"], sample.extra_fields["teacher_logprobs"] = aligned
         if not usable:
             record.trained_on = "none"
             sample.response_mask = [0] * num_response
 
     async def _score(
-        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, context: Context
+        self, sample: TrainingSample, rewrite: Rewrite | None, record: SampleRecord, prompt: TeacherPrompt
     ) -> TopKLogProbs | None:
-        """The teacher's rows of a sample; None when it could not be scored."""
+        """The teacher's top-k at every token of a sample; None when it could not be scored."""
         if rewrite is not None and rewrite.verdict is Verdict.ACCEPTED and rewrite.topk is not None:
             return rewrite.topk
         started = time.time()
         try:
-            return await self.teacher.score(context.ids, sample.response_ids)
+            return await self.teacher.score(prompt.ids, sample.response_ids)
         except Exception as error:
             # The network boundary: the sample is masked and counted, the watchdog looks after the server.
             logger.exception("the teacher's server failed to score a sample")
@@ -171,41 +178,30 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         finally:
             record.score_span = (started, time.time())
 
-    def _context(
-        self, sample: TrainingSample, rewrite: Rewrite | None, raw_prompt: Sequence[Message], y_star: str | None
-    ) -> Context | None:
-        """What the teacher sees before the response; None where that cannot be had.
-
-        A y_o that stands in for a rejected rewrite is scored under the vanilla context, or with a reference under the
-        privileged one: nothing of the failed rewrite is in it.
-        """
-        kind = self.trd.teacher.context
-        if kind == "refine" and rewrite is not None:
-            if rewrite.verdict is Verdict.ACCEPTED:
-                return rewrite.context
-            kind = "privileged" if self.trd.rewrite.with_reference else "vanilla"
-        if kind == "refine":
-            if self.trd.rewrite.with_reference and y_star is None:
-                return None
-            return self.teacher.refine_context(raw_prompt, sample.response_ids, y_star)
-        if kind == "privileged":
-            return None if y_star is None else self.teacher.privileged_context(raw_prompt, y_star)
-        return self.teacher.vanilla_context(raw_prompt)
+    def _prompt(
+        self, rewrite: Rewrite | None, raw_prompt: Sequence[Message], *, y_o_ids: Sequence[int], y_star: str | None
+    ) -> TeacherPrompt | None:
+        """What the teacher sees before the response; None where that cannot be had."""
+        accepted = rewrite is not None and rewrite.verdict is Verdict.ACCEPTED
+        context = self.plan.scored if rewrite is None or accepted else self.plan.fallback
+        if accepted and context == self.plan.refine:
+            return rewrite.prompt
+        return self.teacher.prompt(context, raw_prompt, y_o_ids=y_o_ids, y_star=y_star)
 
     def _note_rewrite(self, record: SampleRecord, rewrite: Rewrite, y_star: str | None) -> None:
         record.verdict, record.error = str(rewrite.verdict), rewrite.error
         record.y_r_ids = rewrite.y_r_ids or None
         record.rewrite_span = (rewrite.started, rewrite.ended)
-        if rewrite.context is not None:
-            record.num_cut, record.num_cut_reference = rewrite.context.num_cut, rewrite.context.num_cut_reference
+        if rewrite.prompt is not None:
+            record.num_cut, record.num_cut_reference = rewrite.prompt.num_cut, rewrite.prompt.num_cut_reference
         if rewrite.verdict is Verdict.ACCEPTED and self.trd.rewrite.with_reference and y_star is not None:
             y_star_ids = self.teacher.tokenizer.encode(y_star, add_special_tokens=False)
             record.copied_frac = copied_frac(rewrite.y_r_ids, y_star_ids=y_star_ids, y_o_ids=record.y_o_ids)
 
 
-def reference(row: dict[str, Any], key: str) -> str | None:
-    """The reference solution of a row, by `column` or `column.key`; None where it has none, or an empty one."""
-    value: Any = row
+def reference(sample: dict[str, Any], key: str) -> str | None:
+    """The reference solution of a sample, by `column` or `column.key`; None where it has none, or an empty one."""
+    value: Any = sample
     for part in key.split("."):
         value = value.get(part) if isinstance(value, dict) else None
     return str(value) if value is not None and str(value).strip() else None
@@ -240,10 +236,10 @@ def _with_response(y_o: TrainingSample, response_ids: list[int]) -> TrainingSamp
     )
 
 
-def _with_policy_row(sample: TrainingSample, y_o: TrainingSample) -> list[TrainingSample]:
-    """The sample and, last, y_o with its reward: verl takes the last row of a session for the advantage.
+def _with_policy_sample(sample: TrainingSample, y_o: TrainingSample) -> list[TrainingSample]:
+    """The sample and, last, y_o with its reward: verl takes the last sample of a session for the advantage.
 
-    Both rows have the same columns; those of the teacher are placeholders in the row of y_o, which no divergence reads.
+    Both have the same columns; those of the teacher are placeholders in the sample of y_o, which no divergence reads.
     """
     sample.reward_score = None
     policy = _copy(y_o)
@@ -252,8 +248,8 @@ def _with_policy_row(sample: TrainingSample, y_o: TrainingSample) -> list[Traini
         policy.extra_fields["teacher_input_ids"] = torch.tensor([*y_o.prompt_ids, *y_o.response_ids])
     if "teacher_ids" in sample.extra_fields:
         top_k = sample.extra_fields["teacher_ids"].shape[1]
-        rows = alignment.student_rows(None, num_prompt=num_prompt, num_response=num_response, top_k=top_k)
-        policy.extra_fields["teacher_ids"], policy.extra_fields["teacher_logprobs"] = rows
+        empty = alignment.at_student_positions(None, num_prompt=num_prompt, num_response=num_response, top_k=top_k)
+        policy.extra_fields["teacher_ids"], policy.extra_fields["teacher_logprobs"] = empty
     sample.extra_fields["is_policy"], policy.extra_fields["is_policy"] = torch.tensor([0]), torch.tensor([1])
     return [sample, policy]
 

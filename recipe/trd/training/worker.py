@@ -11,7 +11,9 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_id
 
+from recipe.trd.config.axes import Layers
 from recipe.trd.config.schema import TrdConfig
+from recipe.trd.config.teacher_plan import Holder
 from recipe.trd.oprd import bridge
 from recipe.trd.training.loss import MASKS, Loss, add_masks, trd_loss
 from verl_ext.engine.worker import DistillationWorker
@@ -42,15 +44,16 @@ class TrdWorker(DistillationWorker):
 
     def _take_up_teacher(self) -> None:
         """A model of its own, or the student's module as it is, without its adapters, or with averaged weights."""
-        teacher, is_average = self.trd.teacher, self.trd.teacher.weights == "ema"
-        has_adapters = self.trd.student.lora_rank > 0
-        self.set_average(teacher.ema_decay if is_average else None, on_server=self.trd.asks_average)
-        if teacher.scorer != "engine":
+        teacher, plan = self.trd.teacher, self.trd.teacher_plan
+        assert teacher is not None, "methods without a teacher run through verl's own worker"
+        assert plan is not None, "there is a teacher"
+        self.set_average(teacher.ema_decay if plan.keeps_average else None, on_server=Holder.AVERAGE in plan.servers)
+        if plan.module is None:
             self.set_teacher(None)
-        elif teacher.weights == "external" or (teacher.weights == "frozen" and not has_adapters):
+        elif plan.module is Holder.OWN:
             self.set_teacher(teacher.engine.path, dtype=teacher.engine.dtype, offload=teacher.engine.offload)
         else:
-            self.set_self_teacher(averaged=is_average, without_adapters=teacher.weights == "frozen")
+            self.set_self_teacher(averaged=plan.module is Holder.AVERAGE, without_adapters=plan.module is Holder.BASE)
 
     def _build_loss(self) -> Loss:
         objective = self.trd.objective
@@ -63,7 +66,7 @@ class TrdWorker(DistillationWorker):
             policy=objective.policy(),
             hidden_coef=term.coef if term else 0.0,
             normalize=objective.hidden.normalize,
-            last_layer_only=objective.hidden.layers == "last",
+            last_layer_only=objective.hidden.layers is Layers.LAST,
             projections=fitted.projections if fitted else None,
             teacher_layers=fitted.teacher_layers if fitted else None,
             swapped=self._swapped(),
@@ -71,7 +74,7 @@ class TrdWorker(DistillationWorker):
 
     def _swapped(self) -> tuple[int, int] | None:
         """Ids that end a turn for the student and for the teacher, where they differ and are to count as one."""
-        if self.teacher is None or self.trd.is_self or not self.trd.teacher.eos_remap:
+        if self.teacher is None or self.trd.teacher_plan.is_self or not self.trd.teacher.eos_remap:
             return None
         ours, theirs = (engine.model_config.tokenizer.eos_token_id for engine in (self.actor.engine, self.teacher))
         return (ours, theirs) if ours != theirs else None

@@ -10,7 +10,7 @@ from recipe.trd.data.items import Item, UnusableRow
 from recipe.trd.data.mathematics import clean_answer
 from recipe.trd.data.normalise import key, words
 from recipe.trd.data.programs import custom_tests
-from recipe.trd.rewrite.contexts import chat_ids
+from recipe.trd.rewrite.teacher_prompt import chat_ids
 
 FENCE = (
     "A farmer puts a fence of 96 metres around a field that is three times as long as it is wide, so how wide is it?"

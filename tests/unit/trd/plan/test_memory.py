@@ -19,11 +19,13 @@ def composed(*overrides):
         return compose("trd_trainer", overrides=list(overrides))
 
 
+LENGTHS = ["data.max_response_length=8192", "data.max_refine_length=11264"]
+
+
 @pytest.fixture(scope="module")
 def seven():
     """Student of 7.6B parameters on four GPUs, teacher of 32.8B on four others."""
-    lengths = ["data.max_response_length=8192", "data.max_refine_length=11264"]
-    return composed("method=trd_opd", "model=qwen2_5_7b", "data=math", "cluster=gpu", *lengths)
+    return composed("method=trd_opd", "model=qwen2_5_7b", "data=math", "cluster=gpu", *LENGTHS)
 
 
 def changed(config, **changes):
@@ -126,7 +128,8 @@ def test_what_sleep_and_offload_change(seven):
 
 def test_verls_own_losses_hold_the_logits_of_a_micro_batch(seven):
     student = KNOWN["Qwen/Qwen2.5-7B-Instruct"]
-    upstream = memory.update_extras(changed(seven, trd__upstream=True), student)
+    opd = composed("method=opd", "model=qwen2_5_7b", "data=math", "cluster=gpu", *LENGTHS)
+    upstream = memory.update_extras(opd, student)
     assert upstream["logits"] == pytest.approx(2 * 2 * 24576 * 152064 / GIB)
     assert memory.update_extras(seven, student)["logits"] < 1
 
@@ -189,11 +192,12 @@ def test_a_student_that_teaches_itself_is_held_again_unless_its_weights_can_be_s
     student = KNOWN["Qwen/Qwen3-1.7B"]
     shard = memory.student_phases(config, student, 80)["rollout"].parts["teacher"]
     assert shard == pytest.approx(1_720_574_976 * 2 / 4 / GIB)
-    for key, value in (
-        ("actor_rollout_ref__model__lora_rank", 64),
-        *(("trd__teacher__weights", w) for w in ("live", "ema")),
+    for shared in (
+        ["actor_rollout_ref.model.lora_rank=64"],
+        *([f"trd.teacher.weights={weights}", "trd.rewrite.weights=live"] for weights in ("live", "ema")),
     ):
-        parts = memory.student_phases(changed(config, **{key: value}), student, 80)["update"].parts
+        config = composed("method=trd_opsd", "model=qwen3_1_7b", "data=math", "cluster=gpu", *shared)
+        parts = memory.student_phases(config, student, 80)["update"].parts
         assert "teacher" not in parts
-        assert ("average" in parts) is (value == "ema")
+        assert ("average" in parts) is ("trd.teacher.weights=ema" in shared)
     assert parts["average"] == pytest.approx(1_720_574_976 * 4 / 4 / GIB)

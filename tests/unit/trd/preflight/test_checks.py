@@ -166,7 +166,7 @@ def test_teacher_with_other_tokens(make_config, save_model, tokenizer):
     )
     other.add_tokens(["<think>"])
     message = refusal(make_config(**{f"{TEACHER}.model_path": save_model(other)}))
-    assert "different tokenisers (for one, '<think>' is None for the student" in message
+    assert "different tokenizers (for one, '<think>' is None for the student" in message
     assert "choose a teacher of the student's family" in message
 
 

@@ -10,7 +10,8 @@ from hydra.errors import InstantiationException
 from verl.utils.config import omega_conf_to_dataclass
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.trd.preflight import checks, student_server
+from recipe.trd.config.teacher_plan import Holder
+from recipe.trd.preflight import student_server, verl_keys
 from recipe.trd.rewrite.teacher import TeacherClient
 from verl_ext.runtime.resources import required
 
@@ -51,8 +52,9 @@ def trd_of(*overrides):
     ],
 )
 def test_a_lora_student_needs_no_server_for_itself(overrides, has_server, asks_student, asks_average):
-    trd = trd_of(*overrides)
-    assert (trd.has_server, trd.asks_student, trd.asks_average) == (has_server, asks_student, asks_average)
+    plan = trd_of(*overrides).teacher_plan
+    asked = (plan.has_server, plan.asks_student, Holder.AVERAGE in plan.servers)
+    assert asked == (has_server, asks_student, asks_average)
 
 
 def test_one_gpu_is_enough_for_student_and_teacher():
@@ -71,10 +73,14 @@ def test_one_gpu_is_enough_for_student_and_teacher():
             "trd.rewrite.weights=ema with trd.teacher.weights=frozen",
             "live or frozen",
         ),
-        ((EMA, "trd.teacher.scorer=generation", *TOP_K), "weights=ema are in the training process", "scorer=engine"),
+        (
+            (EMA, "trd.teacher.scorer=generation", *TOP_K),
+            "weights=ema are only in the training process",
+            "scorer=engine",
+        ),
         (
             (LORA, "trd.teacher.weights=live", "trd.teacher.scorer=generation", *TOP_K),
-            "weights=live are in the training process alone",
+            "weights=live are only in the training process",
             "set trd.teacher.scorer=engine",
         ),
     ],
@@ -87,9 +93,9 @@ def test_weights_that_no_server_has(overrides, reason, remedy):
     assert remedy in message
 
 
-def prepared(*overrides, limit=512, needed=64):
+def prepared(*overrides, limit=512):
     config = compose_run(*overrides).copy()
-    student_server.prepare(config, trd_of(*overrides), needed={"the refine context": needed}, limit=limit)
+    student_server.prepare(config, trd_of(*overrides), limit=limit)
     return config.actor_rollout_ref.rollout
 
 
@@ -115,9 +121,9 @@ def test_what_the_server_cannot_hold_is_refused():
         ValueError, match=r"weights=frozen: the refine context needs \d+ tokens on the student's server"
     ):
         prepared(LORA, limit=100)
-    with pytest.raises(ValueError, match="the refine context needs 513 tokens on the student's server, which has 512"):
-        prepared(*scored, needed=512)
-    prepared(*scored, needed=511)
+    with pytest.raises(ValueError, match="the refine context needs 193 tokens on the student's server, which has 192"):
+        prepared(*scored, limit=192)
+    prepared(*scored, limit=193)
     with pytest.raises(ValueError, match=r"rollout\.name=sglang: only the servers of vllm answer without"):
         prepared(LORA, "actor_rollout_ref.rollout.name=sglang")
 
@@ -129,7 +135,7 @@ def test_adapters_that_the_student_begins_with_are_no_frozen_teacher():
     with pytest.raises(
         ValueError, match=r"teacher\.weights=frozen with .*lora_adapter_path: the student at step 0 has"
     ):
-        checks._check_objective(config, trd_of(*overrides))
+        verl_keys.check_objective(config, trd_of(*overrides))
 
 
 class Client:

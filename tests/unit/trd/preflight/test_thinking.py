@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
 from recipe.trd.preflight import thinking
+from recipe.trd.rewrite.chat_template import opening, reacts
 from recipe.trd.rewrite.teacher import TeacherClient
 
 CONFIGS = Path(__file__).parents[4] / "configs"
@@ -56,11 +57,11 @@ def trd_of(config):
 
 def test_what_lies_between_question_and_response(speak):
     plain, hybrid, thinker = speak(), speak(HYBRID), speak(THINKER)
-    assert thinking.opening(plain, {}) == thinking.opening(hybrid, {}) == MARKER
-    assert thinking.opening(hybrid, {"enable_thinking": True}) == MARKER
-    assert thinking.opening(hybrid, {"enable_thinking": False}) == MARKER + EMPTY
-    assert thinking.opening(thinker, {}) == f"{MARKER}<think>\n"
-    assert [thinking.reacts(each, {}) for each in (plain, hybrid, thinker)] == [False, True, False]
+    assert opening(plain, {}) == opening(hybrid, {}) == MARKER
+    assert opening(hybrid, {"enable_thinking": True}) == MARKER
+    assert opening(hybrid, {"enable_thinking": False}) == MARKER + EMPTY
+    assert opening(thinker, {}) == f"{MARKER}<think>\n"
+    assert [reacts(each, {}) for each in (plain, hybrid, thinker)] == [False, True, False]
 
 
 def test_the_students_switch_is_verls_own(speak):
@@ -160,7 +161,7 @@ def test_a_difference_that_nobody_asked_for_is_refused(speak):
     late = HYBRID.replace("enable_thinking is false", "enable_thinking").replace(
         "enable_thinking is defined and", "not"
     )
-    assert thinking.opening(speak(late), {}) == MARKER + EMPTY  # off by default
+    assert opening(speak(late), {}) == MARKER + EMPTY  # off by default
     trd = trd_of(compose_run("method=opd_forward_kl"))
     with pytest.raises(ValueError, match=r"vanilla context: set trd\.teacher_thinking=True, or the other value if it"):
         thinking.check_teacher(trd, {}, student=speak(HYBRID), teacher=speak(late))
@@ -203,11 +204,11 @@ def contexts_of(speak):
             template_kwargs={"enable_thinking": False},
         )
         made = {
-            "vanilla": teacher.vanilla_context(messages),
-            "privileged": teacher.privileged_context(messages, "12+34=46"),
-            "refine": teacher.refine_context(messages, tokenizer.encode("47"), "12+34=46"),
+            context.name: teacher.prompt(context, messages, y_o_ids=tokenizer.encode("47"), y_star="12+34=46")
+            for context in trd.teacher_plan.possible
         }
-        return {kind: tokenizer.decode(context.ids) for kind, context in made.items()}
+        assert set(made) == {"vanilla", "privileged", "refine"}
+        return {kind: tokenizer.decode(prompt.ids) for kind, prompt in made.items()}
 
     return make
 
@@ -253,5 +254,5 @@ def test_the_rewrite_is_asked_for_and_scored_in_one_context(speak):
         template_kwargs={},
     )
     rewrite = asyncio.run(teacher.rewrite([PROBLEM], tokenizer.encode("47")))
-    assert asked == [rewrite.context.ids]
+    assert asked == [rewrite.prompt.ids]
     assert tokenizer.decode(asked[0]).endswith(MARKER + EMPTY)

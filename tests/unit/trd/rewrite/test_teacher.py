@@ -88,9 +88,9 @@ def test_request_carries_the_refine_context_and_the_settings(make_teacher, rewri
     teacher = make_teacher(output_of([tokenizer.eos_token_id]))
     got = rewrite(teacher)
     (request,) = teacher.client.requests
-    assert request["prompt_ids"] == got.context.ids
-    assert "Problem: 12+34=?" in tokenizer.decode(got.context.ids)
-    assert "12+34=47" in tokenizer.decode(got.context.ids)
+    assert request["prompt_ids"] == got.prompt.ids
+    assert "Problem: 12+34=?" in tokenizer.decode(got.prompt.ids)
+    assert "12+34=47" in tokenizer.decode(got.prompt.ids)
     assert request["sampling_params"] == {"max_tokens": 12, "temperature": 0.7, "top_p": 0.9, "top_k": 20}
     assert request["topk"] == TOP_K
     assert "score_from" not in request
@@ -127,7 +127,7 @@ def test_verdict_and_the_tokens_it_is_about(
     ids = [5] * num_tokens + [tokenizer.eos_token_id] * ended
     got = rewrite(make_teacher(output_of(ids, finish_reason)))
     assert (got.verdict, got.y_r_ids) == (verdict, ids)
-    assert got.context is not None
+    assert got.prompt is not None
     assert (got.topk is not None) == (verdict is Verdict.ACCEPTED)
 
 
@@ -142,14 +142,14 @@ def test_refused_request_without_any_output_is_a_failure(make_teacher, rewrite):
 def test_server_that_raises_is_a_verdict_and_is_logged(make_teacher, rewrite, caplog, error):
     got = rewrite(make_teacher(error))
     assert (got.verdict, got.y_r_ids, got.topk) == (Verdict.FAILED, [], None)
-    assert got.context is not None
+    assert got.prompt is not None
     assert caplog.records[-1].exc_info[1] is error
 
 
 def test_context_that_cannot_fit_sends_nothing(make_teacher, rewrite, config):
     teacher = make_teacher(output_of([5]), rewrite=replace(config.rewrite, max_prompt_length=10))
     got = rewrite(teacher)
-    assert (got.verdict, got.context, got.y_r_ids) == (Verdict.PROMPT_TOO_LONG, None, [])
+    assert (got.verdict, got.prompt, got.y_r_ids) == (Verdict.PROMPT_TOO_LONG, None, [])
     assert teacher.client.requests == []
 
 
@@ -157,7 +157,7 @@ def test_long_rollout_is_cut_and_the_cut_is_reported(make_teacher, rewrite, toke
     teacher = make_teacher(output_of([5, tokenizer.eos_token_id]))
     got = rewrite(teacher, y_o="1+1=2, " * 100)
     assert got.verdict is Verdict.ACCEPTED
-    assert got.context.num_cut > 0
+    assert got.prompt.num_cut > 0
     assert len(teacher.client.requests[0]["prompt_ids"]) <= 200
 
 
@@ -231,16 +231,16 @@ def test_the_teacher_reads_its_own_end_of_turn(base_student, tokenizer):
 def test_renaming_twice_is_no_renaming(base_student):
     teacher = base_student(output_of([]))
     ids = list(range(20))
-    assert teacher.in_teachers_tokens(ids) != ids
-    assert teacher.in_teachers_tokens(teacher.in_teachers_tokens(ids)) == ids
-    assert teacher.in_teachers_tokens([]) == []
+    assert teacher.in_teacher_tokens(ids) != ids
+    assert teacher.in_teacher_tokens(teacher.in_teacher_tokens(ids)) == ids
+    assert teacher.in_teacher_tokens([]) == []
 
 
 @pytest.mark.parametrize("eos_remap", [True, False])
 def test_nothing_is_renamed_unless_asked_for_and_needed(make_teacher, base_student, config, eos_remap):
     same_end = make_teacher(output_of([]), teacher=replace(config.teacher, eos_remap=eos_remap))
-    assert same_end.in_teachers_tokens([0, 1, 2, 3]) == [0, 1, 2, 3]
-    assert base_student(output_of([]), eos_remap=False).in_teachers_tokens([0, 1, 2, 3]) == [0, 1, 2, 3]
+    assert same_end.in_teacher_tokens([0, 1, 2, 3]) == [0, 1, 2, 3]
+    assert base_student(output_of([]), eos_remap=False).in_teacher_tokens([0, 1, 2, 3]) == [0, 1, 2, 3]
 
 
 def test_teacher_that_scores_in_the_trainer_is_asked_for_no_rows(make_teacher, rewrite, config, tokenizer):

@@ -48,6 +48,10 @@ class Client:
         return TokenOutput(token_ids=token_ids, stop_reason="completed", extra_fields=fields)
 
 
+def prompt_of(worker, context, y_o_ids=()):
+    return worker.teacher.prompt(context, PROMPT, y_o_ids=y_o_ids, y_star=None)
+
+
 @pytest.fixture
 def make_worker(tokenizer):
     """A worker without its process: the method's settings, a teacher with a client, and a grader of known texts."""
@@ -58,6 +62,7 @@ def make_worker(tokenizer):
         with initialize_config_dir(str(CONFIGS), version_base=None):
             config = compose("trd_trainer", overrides=[f"trd.objective.top_k={TOP_K}", *overrides])
         worker.config, worker.trd = config, omega_conf_to_dataclass(config.trd)
+        worker.plan = worker.trd.teacher_plan
         worker.teacher = TeacherClient(
             config=worker.trd,
             client=client,
@@ -134,7 +139,7 @@ def test_rejected_rewrite_falls_back_to_y_o_under_the_vanilla_context(make_worke
     client.ids = client.ids[:-1]
     worker = make_worker("trd_opd", client=client)
     sample, record = sample_of(worker, y_o)
-    vanilla = worker.teacher.vanilla_context(PROMPT).ids
+    vanilla = prompt_of(worker, worker.plan.vanilla).ids
     assert sample.response_ids == y_o.response_ids
     assert sample.response_mask == [1] * len(y_o.response_ids)
     assert client.requests[1] == {
@@ -177,7 +182,7 @@ def test_y_o_scored_by_a_server(make_worker, y_o, tokenizer):
     client = Client(tokenizer)
     worker = make_worker("opd_topk", client=client)
     sample, record = sample_of(worker, y_o)
-    vanilla = worker.teacher.vanilla_context(PROMPT).ids
+    vanilla = prompt_of(worker, worker.plan.vanilla).ids
     assert [request["prompt_ids"] for request in client.requests] == [[*vanilla, *y_o.response_ids]]
     assert response_rows(sample)[-1] == [100 + TOP_K * (len(y_o.response_ids) - 1) + i for i in range(TOP_K)]
     assert (record["verdict"], record["trained_on"], record["y_o_acc"]) == (None, "y_o", 0)
@@ -188,9 +193,9 @@ def test_y_o_scored_by_a_server(make_worker, y_o, tokenizer):
 def test_y_o_for_a_teacher_in_the_trainer(make_worker, y_o, context):
     worker = make_worker("opd_forward_kl", f"trd.teacher.context={context}")
     sample, record = sample_of(worker, y_o)
-    expected = worker.teacher.vanilla_context(PROMPT)
+    expected = prompt_of(worker, worker.plan.vanilla)
     if context == "refine":
-        expected = worker.teacher.refine_context(PROMPT, y_o.response_ids, None)
+        expected = prompt_of(worker, worker.plan.scored, y_o.response_ids)
     assert sample.extra_fields["teacher_input_ids"].tolist() == [*expected.ids, *y_o.response_ids]
     assert sample.extra_fields["teacher_input_ids"].dtype == torch.int64
     assert record["teacher_prompt_ids"] == expected.ids
@@ -205,7 +210,7 @@ def test_y_r_for_a_teacher_in_the_trainer(make_worker, y_o, tokenizer, context):
     sample, record = sample_of(worker, y_o)
     expected = client.requests[0]["prompt_ids"]  # what it wrote y_r under
     if context == "vanilla":
-        expected = worker.teacher.vanilla_context(PROMPT).ids
+        expected = prompt_of(worker, worker.plan.vanilla).ids
     assert sample.extra_fields["teacher_input_ids"].tolist() == [*expected, *client.ids]
     assert (record["trained_on"], record["teacher_prompt_ids"]) == ("y_r", expected)
     assert len(client.requests) == 1
@@ -418,7 +423,7 @@ def test_no_validation_row_shows_the_student_a_reference(rows_of, y_o, tokenizer
 def test_a_teacher_that_is_the_student_has_the_chat_template_of_the_run(make_worker, tokenizer):
     worker = make_worker("opsd")
     worker.tokenizer, worker.llm_client = copy.deepcopy(tokenizer), None
-    worker.take_up_method()
+    worker.setup_method()
     assert worker.teacher.tokenizer is worker.tokenizer
 
 

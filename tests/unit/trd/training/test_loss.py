@@ -14,7 +14,7 @@ from verl.utils import tensordict_utils as tu
 from verl.utils.metric import Metric
 from verl.workers.config import FSDPActorConfig
 
-from recipe.trd.rewrite.alignment import student_rows
+from recipe.trd.rewrite.alignment import at_student_positions
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.training import loss
 from recipe.trd.training.loss import DISTILL, HIDDEN, MASKS, POLICY, Loss, trd_loss
@@ -83,7 +83,7 @@ def make_world(lengths=LENGTHS, counted=COUNTED, seed=0):
         best = draw(num_response, V).log_softmax(-1).topk(TOP_K, -1)
         top_k = TopKLogProbs(best.indices.int().numpy(), best.values.float().numpy())
         sizes = {"num_prompt": num_prompt, "num_response": num_response}
-        ids, log_probs = student_rows(top_k, **sizes, top_k=TOP_K)
+        ids, log_probs = at_student_positions(top_k, **sizes, top_k=TOP_K)
         tokens, mask = torch.randint(V, (num_prompt + num_response,), generator=generator), torch.tensor(mask)
         return {
             "prompts": tokens[:num_prompt],

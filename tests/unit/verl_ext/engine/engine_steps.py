@@ -20,7 +20,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPActorConfig, FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
 from verl.workers.engine.base import EngineRegistry
 
-from recipe.trd.rewrite.alignment import student_rows
+from recipe.trd.rewrite.alignment import at_student_positions
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.training.loss import MASKS, Loss, add_masks, trd_loss
 from verl_ext.divergence import Objective, Term
@@ -98,7 +98,7 @@ def samples():
         if index == 3:
             mask[2] = 0
         best = torch.randn(num_response, VOCAB, generator=generator).log_softmax(-1).topk(TOP_K, -1)
-        teacher_ids, teacher_log_probs = student_rows(
+        teacher_ids, teacher_log_probs = at_student_positions(
             TopKLogProbs(best.indices.int().numpy(), best.values.numpy()),
             num_prompt=num_prompt,
             num_response=num_response,

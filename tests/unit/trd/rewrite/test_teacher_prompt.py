@@ -2,7 +2,7 @@
 
 import pytest
 
-from recipe.trd.rewrite import contexts
+from recipe.trd.rewrite import teacher_prompt
 
 SYSTEM = {"role": "system", "content": "Answer in one line."}
 PROBLEM = {"role": "user", "content": "12+34=?"}
@@ -23,10 +23,10 @@ def encode(tokenizer):
 
 @pytest.fixture
 def refine(tokenizer, template):
-    """`contexts.templated` of token ids, and the text of what came out."""
+    """`teacher_prompt.templated` of token ids, and the text of what came out."""
 
     def call(y_o_ids, *, max_length=1000, messages=(PROBLEM,), template_kwargs=None, y_star=None, template=template):
-        context = contexts.templated(
+        context = teacher_prompt.templated(
             tokenizer,
             messages,
             y_o_ids=y_o_ids,
@@ -133,7 +133,7 @@ def test_what_is_no_control_token_stays(refine, encode):
 
 
 def test_vanilla_context_is_the_students_conversation(tokenizer):
-    context = contexts.vanilla(tokenizer, [SYSTEM, PROBLEM], {})
+    context = teacher_prompt.vanilla(tokenizer, [SYSTEM, PROBLEM], {})
     expected = "<|im_start|>system\nAnswer in one line.<|im_end|>\n" + wrapped("12+34=?")
     assert tokenizer.decode(context.ids) == expected
     assert context.num_cut == 0
@@ -143,7 +143,7 @@ def test_arguments_of_the_chat_template_reach_it(refine, encode, tokenizer):
     template = tokenizer.chat_template + "{% if not enable_thinking %}<think></think>{% endif %}"
     switch = {"chat_template": template, "enable_thinking": False}
     assert refine(encode("46"), template_kwargs=switch)[1].endswith("assistant\n<think></think>")
-    vanilla = contexts.vanilla(tokenizer, [PROBLEM], switch)
+    vanilla = teacher_prompt.vanilla(tokenizer, [PROBLEM], switch)
     assert tokenizer.decode(vanilla.ids).endswith("assistant\n<think></think>")
 
 

@@ -12,7 +12,7 @@ Message = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Context:
+class TeacherPrompt:
     """A tokenised prompt of the teacher."""
 
     ids: list[int]
@@ -47,9 +47,11 @@ def plain_text(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
     return text
 
 
-def vanilla(tokenizer: PreTrainedTokenizerBase, raw_prompt: Sequence[Message], template_kwargs: Mapping) -> Context:
+def vanilla(
+    tokenizer: PreTrainedTokenizerBase, raw_prompt: Sequence[Message], template_kwargs: Mapping
+) -> TeacherPrompt:
     """Context x: the student's own conversation in the teacher's chat template."""
-    return Context(chat_ids(tokenizer, raw_prompt, template_kwargs))
+    return TeacherPrompt(chat_ids(tokenizer, raw_prompt, template_kwargs))
 
 
 def templated(
@@ -61,7 +63,7 @@ def templated(
     y_star: str | None,
     max_length: int,
     template_kwargs: Mapping,
-) -> Context | None:
+) -> TeacherPrompt | None:
     """Context (x, y_o), (x, y*) or (x, y*, y_o): the last user message becomes the template; earlier messages stay.
 
     Control tokens are left out of the texts, so nothing in them can end the teacher's user turn. Where the context is
@@ -77,7 +79,7 @@ def templated(
         template_kwargs: arguments of the chat template.
 
     Returns:
-        The context, or None when it does not fit even without any of y_o and y*.
+        The prompt, or None when it does not fit even without any of y_o and y*.
     """
     *before, problem = raw_prompt
     y_star_ids = None if y_star is None else tokenizer.encode(y_star, add_special_tokens=False)
@@ -92,7 +94,7 @@ def templated(
         ids = chat_ids(tokenizer, [*before, {"role": "user", "content": text}], template_kwargs)
         excess = len(ids) - max_length
         if excess <= 0:
-            return Context(
+            return TeacherPrompt(
                 ids,
                 num_cut=len(y_o_ids or ()) - kept,
                 num_cut_reference=len(y_star_ids or ()) - kept_star,
