@@ -1,1 +1,1 @@
-"""What surrounds a run: terminal, watchdog, resources, what dead processes leave behind."""
+"""What surrounds a run: terminal, watchdog, resources, files, versions, what dead processes leave behind."""

@@ -39,7 +39,7 @@ def _end_marked(run_id: str, *, patience_s: float = 5.0) -> None:
     deadline = time.monotonic() + patience_s
     while processes := _marked(run_id):
         for process in processes:
-            with _gone_is_fine():
+            with _ignore_gone():
                 process.terminate() if time.monotonic() < deadline else process.kill()
         psutil.wait_procs(processes, timeout=1.0)
 
@@ -47,13 +47,13 @@ def _end_marked(run_id: str, *, patience_s: float = 5.0) -> None:
 def _marked(run_id: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
-        with _gone_is_fine():
+        with _ignore_gone():
             if process.pid != os.getpid() and process.environ().get(RUN_ID) == run_id:
                 found.append(process)
     return found
 
 
-def _gone_is_fine() -> suppress:
+def _ignore_gone() -> suppress:
     """A process may end while it is looked at, or belong to somebody else."""
     return suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess)
 
@@ -75,7 +75,7 @@ def remove_stale_shared_memory(
         path
         for pattern in SHARED_MEMORY
         for path in folder.glob(pattern)
-        if _is_ours(path, since, time.time() - min_age_s)
+        if _is_from_user(path, since, time.time() - min_age_s)
     }
     in_use = _mapped_files() if candidates else set()
     stale = sorted(path for path in candidates if str(path) not in in_use)
@@ -84,7 +84,7 @@ def remove_stale_shared_memory(
     return stale
 
 
-def _is_ours(path: Path, since: float, until: float) -> bool:
+def _is_from_user(path: Path, since: float, until: float) -> bool:
     """Whether the file is this user's and was last written between these Unix times."""
     try:
         status = path.stat()
@@ -97,6 +97,6 @@ def _mapped_files() -> set[str]:
     """Every file that some process has mapped, as far as this user may look."""
     mapped: set[str] = set()
     for process in psutil.process_iter():
-        with _gone_is_fine():
+        with _ignore_gone():
             mapped.update(entry.path for entry in process.memory_maps(grouped=False))
     return mapped
