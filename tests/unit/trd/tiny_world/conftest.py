@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
+from recipe.trd.tiny_world.supervised_training import build_model
 from recipe.trd.tiny_world.tokenizer import build_tokenizer
-from recipe.trd.tiny_world.world_config import TinyWorldConfig, from_mapping
+from recipe.trd.tiny_world.world_config import ModelConfig, TinyWorldConfig, from_mapping
 
 CONFIG_FILE = Path(__file__).parents[4] / "configs" / "tiny_world.yaml"
 
@@ -54,3 +55,10 @@ def config(make_config: Callable[..., TinyWorldConfig]) -> TinyWorldConfig:
 @pytest.fixture(scope="session")
 def tokenizer(config: TinyWorldConfig) -> PreTrainedTokenizerBase:
     return build_tokenizer(config.world, config.seed)
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """A model of two narrow layers with random weights."""
+    config = ModelConfig(num_layers=2, hidden_size=16, num_heads=2, head_dim=32, intermediate_size=16)
+    return build_model(config, tokenizer=tokenizer, max_position_embeddings=64, seed=0).eval()

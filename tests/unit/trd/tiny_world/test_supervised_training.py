@@ -1,18 +1,11 @@
 import pytest
 import torch
 
-from recipe.trd.tiny_world.batch_sampling import sample
 from recipe.trd.tiny_world.supervised_training import Batch, build_model, lr_scale, response_loss, train
 from recipe.trd.tiny_world.world_config import ModelConfig, TrainingConfig
 
 PROMPTS = [[5, 6, 7], [8, 9, 10, 11, 12], [20]]
 RESPONSES = [[13, 14, 15], [16, 17], [18, 19, 21, 22, 23]]
-
-
-@pytest.fixture
-def model(tokenizer):
-    config = ModelConfig(num_layers=2, hidden_size=16, num_heads=2, head_dim=32, intermediate_size=16)
-    return build_model(config, tokenizer=tokenizer, max_position_embeddings=64, seed=0).eval()
 
 
 def training_config(num_steps: int) -> TrainingConfig:
@@ -64,38 +57,3 @@ def test_training_learns_a_batch_by_heart_and_reports_each_step(model):
     assert list(losses) == list(range(1, 61))
     assert losses[60] < 0.5 * losses[1]
     assert not model.training
-
-
-def greedy(model, prompts, max_response_tokens):
-    return sample(
-        model,
-        prompts,
-        max_response_tokens=max_response_tokens,
-        temperature=0.0,
-        generator=torch.Generator(),
-    )
-
-
-def test_greedy_samples_equal_generate_row_by_row(model):
-    expected = []
-    for prompt in PROMPTS:
-        ids = torch.tensor([prompt])
-        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-        expected.append(out[0, len(prompt) :].tolist())
-    assert greedy(model, PROMPTS, 12) == expected
-
-
-def test_rows_stop_at_their_own_eos(model):
-    eos = model.config.eos_token_id
-    responses = [[13, eos], [14, 15, 16, 17, eos], [18, 19, 21, eos]]
-    train(model, next_batch=lambda: Batch(PROMPTS, responses), config=training_config(80), on_step=lambda *_: None)
-    assert greedy(model, PROMPTS, 12) == responses
-
-
-def test_samples_follow_the_generator(model):
-    def draw(seed):
-        generator = torch.Generator().manual_seed(seed)
-        return sample(model, PROMPTS, max_response_tokens=12, temperature=1.0, generator=generator)
-
-    assert draw(0) == draw(0)
-    assert draw(0) != draw(1)
