@@ -6,19 +6,19 @@ how they were made). `python -m recipe.trd.fit_bridge` writes it, preflight chec
 Source: OPRD, arXiv 2606.06021, Sec. 3.3.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from recipe.trd.oprd.model_facts import ModelFacts, difference, facts
 from verl_ext.divergence import Projection
+from verl_ext.runtime import files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -29,18 +29,6 @@ FORMAT = 1
 """Of both files; raised when an older reader would misread them."""
 
 _COMMAND = "python -m recipe.trd.fit_bridge student=... teacher=... train_files=... out=..."
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """A model that a bridge was fitted for."""
-
-    path: str
-    """As it was given: a folder, or a name on the Hugging Face hub."""
-    hidden_size: int
-    num_layers: int
-    fingerprint: str | None
-    """Of its weights; None where no safetensors could be found."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,91 +45,16 @@ class Bridge:
     student: ModelFacts
     teacher: ModelFacts
     explained_variance: tuple[float, ...]
-    """Part of the teacher's variance that the space keeps, in [0, 1]."""
+    """Part of the teacher's variance that the space keeps, one for each layer of the student, in [0, 1]."""
     held_out_cosine: tuple[float, ...]
     """Mean cosine of both mapped states at tokens that the maps were not fitted on, in [-1, 1]."""
     provenance: Mapping[str, Any]
-    """Numbers of rows, settings and versions; for people, nothing reads it."""
+    """Numbers of rollouts and positions, settings and versions; for people, nothing reads it."""
 
     @property
     def rank(self) -> int:
         """Dimensions of the common space."""
         return len(self.projections[0].student)
-
-
-def layer_map(num_student_layers: int, num_teacher_layers: int) -> tuple[int, ...]:
-    """The teacher's layer for every layer of the student, at the same relative depth; both count from 0.
-
-        phi(l) = round((l - 1) / (L_S - 1) * (L_T - 1)) + 1, in the paper's count from 1
-
-    A tie goes to the even number, counted from 0, as in Python's and torch's `round`; the fraction is exact. First goes
-    to first and last to last. The one layer of a student of depth 1, where the formula is 0/0, goes to the teacher's
-    last layer: what both heads read.
-
-    Raises:
-        ValueError: a model without layers.
-
-    Source: OPRD, arXiv 2606.06021, Sec. 3.3.
-    """
-    if min(num_student_layers, num_teacher_layers) < 1:
-        raise ValueError(f"{num_student_layers} and {num_teacher_layers} layers; a model has at least one")
-    if num_student_layers == 1:
-        return (num_teacher_layers - 1,)
-    last = num_teacher_layers - 1
-    return tuple(round(Fraction(layer * last, num_student_layers - 1)) for layer in range(num_student_layers))
-
-
-def facts(config: "PretrainedConfig", *, path: str | None = None) -> ModelFacts:
-    """What a bridge has to know of a model.
-
-    Args:
-        config: as `AutoConfig.from_pretrained` gave it.
-        path: the model; by default where the configuration came from.
-    """
-    text = config.get_text_config()
-    path = path or str(config.name_or_path)
-    return ModelFacts(
-        path=path,
-        hidden_size=int(text.hidden_size),
-        num_layers=int(text.num_hidden_layers),
-        fingerprint=weights_fingerprint(path),
-    )
-
-
-def weights_fingerprint(path: str) -> str | None:
-    """Hash over name, type, shape and first row of every tensor of a model: other training, other hash.
-
-    Reads a few megabytes of a model of any size. How tensors are spread over files does not matter.
-
-    Returns:
-        None where the weights are not on this machine, or not in safetensors.
-    """
-    folder = _local_folder(path)
-    digests: dict[str, str] = {}
-    for file in sorted(folder.glob("model*.safetensors")) if folder else ():
-        with safe_open(file, framework="pt") as tensors:
-            for name in sorted(tensors.keys()):
-                part = tensors.get_slice(name)
-                shape = part.get_shape()
-                digest = hashlib.sha256(json.dumps([name, part.get_dtype(), shape]).encode())
-                row = part[:1] if shape else tensors.get_tensor(name)
-                digest.update(row.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-                digests[name] = digest.hexdigest()
-    if not digests:
-        return None
-    return hashlib.sha256("\n".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
-
-
-def _local_folder(path: str) -> Path | None:
-    if not path or Path(path).expanduser().is_dir():
-        return Path(path).expanduser() if path else None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
-        return None
 
 
 def save(folder: str | Path, bridge: Bridge) -> None:
@@ -165,9 +78,7 @@ def save(folder: str | Path, bridge: Bridge) -> None:
         "held_out_cosine": bridge.held_out_cosine,
         "provenance": dict(bridge.provenance),
     }
-    temporary = folder / f"{CARD}.tmp"
-    temporary.write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    temporary.rename(folder / CARD)
+    files.write_json(folder / CARD, card)
 
 
 def load(folder: str | Path, *, device: torch.device | str) -> Bridge:
@@ -243,18 +154,10 @@ def check(folder: str | Path, *, student: "PretrainedConfig", teacher: "Pretrain
         raise ValueError(f"{folder} holds no {MAPS}: make it with {_COMMAND}")
     for role, config in (("student", student), ("teacher", teacher)):
         fitted, given = ModelFacts(**card[role]), facts(config)
-        problem = _difference(fitted, given)
+        problem = difference(fitted, given)
         if problem:
             raise ValueError(
                 f"the bridge in {folder} was fitted for {role} {fitted.path}; the {role} of this run, {given.path}, "
                 f"{problem}: fit one for this pair with python -m recipe.trd.fit_bridge student={student.name_or_path} "
                 f"teacher={teacher.name_or_path} train_files=... out=..., and set trd.objective.hidden.bridge=<out>"
             )
-
-
-def _difference(fitted: ModelFacts, given: ModelFacts) -> str | None:
-    shapes = [(model.num_layers, model.hidden_size) for model in (given, fitted)]
-    if shapes[0] != shapes[1]:
-        return f"has {shapes[0][0]} layers of width {shapes[0][1]}, not {shapes[1][0]} of {shapes[1][1]}"
-    is_known = fitted.fingerprint is not None and given.fingerprint is not None
-    return "has other weights" if is_known and fitted.fingerprint != given.fingerprint else None

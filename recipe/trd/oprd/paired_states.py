@@ -1,4 +1,4 @@
-"""Hidden states of two models at the same response tokens, each model reading them behind its own prompt."""
+"""Hidden states of two models at the same response tokens, each model reading them after its own prompt."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +14,11 @@ class Sequences:
 
     student: list[list[int]]
     teacher: list[list[int]]
-    num_rows: list[int]
-    """Tokens at the end of every sequence whose states are wanted."""
+    num_positions: list[int]
+    """For every sequence, how many positions at its end are wanted."""
 
     def __len__(self) -> int:
-        return len(self.num_rows)
+        return len(self.num_positions)
 
     def take(self, indices: Sequence[int]) -> "Sequences":
         """Some of them, in this order."""
@@ -27,7 +27,7 @@ class Sequences:
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """States of a few sequences, one sequence behind the other.
+    """States of a few sequences, one sequence after the other.
 
     sequences: which these are. student, teacher: for every layer of the student its states [N, d_S] and those [N, d_T]
     of the teacher's layer that belongs to it. A state is the one at a token (which predicts the next), as in training.
@@ -62,14 +62,14 @@ def paired_states(
         teacher_layers: for every layer of the student the teacher's, from 0.
         batch_tokens: tokens of a forward pass, padding included; a longer sequence makes a pass of its own.
     """
-    lengths = [max(len(ours), len(theirs)) for ours, theirs in zip(sequences.student, sequences.teacher, strict=True)]
+    lengths = [max(map(len, pair)) for pair in zip(sequences.student, sequences.teacher, strict=True)]
     for indices in batches(lengths, batch_tokens=batch_tokens):
         batch = sequences.take(indices)
-        theirs = response_states(teacher, batch.teacher, batch.num_rows)
+        teacher_states = response_states(teacher, batch.teacher, batch.num_positions)
         yield States(
             sequences=indices,
-            student=response_states(student, batch.student, batch.num_rows),
-            teacher=[theirs[layer] for layer in teacher_layers],
+            student=response_states(student, batch.student, batch.num_positions),
+            teacher=[teacher_states[layer] for layer in teacher_layers],
         )
 
 
@@ -85,24 +85,24 @@ def batches(lengths: Sequence[int], *, batch_tokens: int) -> list[list[int]]:
 
 
 @torch.no_grad()
-def response_states(model: PreTrainedModel, ids: Sequence[Sequence[int]], num_rows: Sequence[int]) -> list[Tensor]:
+def response_states(model: PreTrainedModel, ids: Sequence[Sequence[int]], num_positions: Sequence[int]) -> list[Tensor]:
     """Output of every layer at the last tokens of every sequence; the last layer's after the final norm.
 
     Args:
         model: computes no logits.
         ids: token ids, of any lengths.
-        num_rows: tokens at the end of each sequence.
+        num_positions: for each sequence, how many positions at its end are wanted.
 
     Returns:
-        L tensors [sum(num_rows), d].
+        L tensors [sum(num_positions), d].
     """
     width = max(map(len, ids))
-    # Padding stands behind, where a causal model does not see it; 0 is a token of every model.
+    # Padding is on the right, where a causal model does not see it; 0 is a token of every model.
     input_ids = torch.tensor([[*sequence, *[0] * (width - len(sequence))] for sequence in ids], device=model.device)
     lengths = torch.tensor([len(sequence) for sequence in ids], device=model.device)
     positions = torch.arange(width, device=model.device).expand_as(input_ids)
     is_token = positions < lengths.unsqueeze(1)
-    first = lengths - torch.tensor(num_rows, device=model.device)
+    first = lengths - torch.tensor(num_positions, device=model.device)
     wanted = is_token & (positions >= first.unsqueeze(1))
     outputs = model.base_model(
         input_ids=input_ids, attention_mask=is_token.long(), output_hidden_states=True, use_cache=False

@@ -1,5 +1,5 @@
 """The maths of OPRD-Bridge's first stage: principal directions of the teacher, and the linear map of the student onto
-them, both from sums over rows. Imports torch only; who computes the rows is in fit_bridge.py.
+them, both from sums over positions. Imports torch only; paired_states.py computes the states.
 
 Source: OPRD, arXiv 2606.06021, Sec. 3.3.
 """
@@ -15,25 +15,25 @@ RIDGE = 1e-6
 """Added to the student's second moments, relative to each coordinate's own: makes the equations solvable where
 coordinates depend on each other, and is no more than what rounding hidden states to bfloat16 adds."""
 
-ROWS_PER_COORDINATE = 4
+POSITIONS_PER_COORDINATE = 4
 """Tokens needed for every coordinate of the student: with n tokens and d coordinates the error at new tokens exceeds
 the smallest possible one by a factor of about 1 + d / (n - d)."""
 
-ROWS_PER_DIRECTION = 16
+POSITIONS_PER_DIRECTION = 16
 """Tokens needed for every principal direction of the teacher."""
 
 
 class Moments:
-    """Sums over the rows of one pair of layers, in float64; all that both maps depend on.
+    """Sums over the positions of one pair of layers, in float64; all that both maps depend on.
 
-    The student's sums are over all rows, the teacher's covariance is over a sample of them (the paper's subsample).
+    The student's sums are over all positions, the teacher's covariance over a sample of them (the paper's subsample).
     """
 
     def __init__(self, *, student_size: int, teacher_size: int, device: torch.device | str):
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.float64, device=device)
 
-        self.num_rows = 0
+        self.num_positions = 0
         self.student_sum = zeros(student_size)
         self.student_student = zeros(student_size, student_size)
         self.student_teacher = zeros(student_size, teacher_size)
@@ -42,22 +42,22 @@ class Moments:
         self.teacher_teacher = zeros(teacher_size, teacher_size)
 
     def add(self, *, student: Tensor, teacher: Tensor, sampled: Tensor) -> None:
-        """Add rows.
+        """Add positions.
 
         Args:
             student: [N, d_S], any float type.
             teacher: [N, d_T], states of the same tokens.
-            sampled: bool [N], rows that the teacher's covariance is taken over.
+            sampled: bool [N], positions that the teacher's covariance is taken over.
         """
-        ours, theirs = student.double(), teacher.double()
-        self.num_rows += len(ours)
-        self.student_sum += ours.sum(0)
-        self.student_student.addmm_(ours.t(), ours)
-        self.student_teacher.addmm_(ours.t(), theirs)
-        theirs = theirs[sampled]
-        self.num_sampled += len(theirs)
-        self.teacher_sum += theirs.sum(0)
-        self.teacher_teacher.addmm_(theirs.t(), theirs)
+        student, teacher = student.double(), teacher.double()
+        self.num_positions += len(student)
+        self.student_sum += student.sum(0)
+        self.student_student.addmm_(student.t(), student)
+        self.student_teacher.addmm_(student.t(), teacher)
+        teacher = teacher[sampled]
+        self.num_sampled += len(teacher)
+        self.teacher_sum += teacher.sum(0)
+        self.teacher_teacher.addmm_(teacher.t(), teacher)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def student_map(moments: Moments, space: PrincipalSpace) -> Tensor:
     target = moments.student_teacher @ space.directions.t()
     target -= torch.outer(moments.student_sum, space.directions @ space.mean)
     scale = moments.student_student.diagonal().sqrt()
-    # A coordinate that is 0 in every row stays 0 in the map.
+    # A coordinate that is 0 at every position stays 0 in the map.
     inverse = torch.where(scale > 0, 1 / scale.clamp_min(torch.finfo(scale.dtype).tiny), 0)
     correlations = moments.student_student * inverse.unsqueeze(1) * inverse
     correlations += RIDGE * torch.eye(len(scale), dtype=scale.dtype, device=scale.device)
@@ -115,11 +115,13 @@ def fit(moments: Moments, *, rank: int) -> tuple[Projection, float]:
     """Maps of one pair of layers, float32, and the explained variance of the teacher's.
 
     Raises:
-        ValueError: the rank exceeds a width, there are too few rows, or hidden states were not finite.
+        ValueError: the rank exceeds a width, there are too few positions, or hidden states were not finite.
     """
     student_size = len(moments.student_sum)
     check_rank(rank, student_size=student_size, teacher_size=len(moments.teacher_sum))
-    check_num_rows(rank, student_size=student_size, num_rows=moments.num_rows, num_sampled=moments.num_sampled)
+    check_num_positions(
+        rank, student_size=student_size, num_positions=moments.num_positions, num_sampled=moments.num_sampled
+    )
     if not (moments.student_teacher.isfinite().all() and moments.teacher_teacher.isfinite().all()):
         raise ValueError("hidden states are not finite: set dtype=bfloat16 or float32")
     space = principal_space(moments, rank=rank)
@@ -143,19 +145,19 @@ def check_rank(rank: int, *, student_size: int, teacher_size: int) -> None:
         )
 
 
-def check_num_rows(rank: int, *, student_size: int, num_rows: int, num_sampled: int) -> None:
+def check_num_positions(rank: int, *, student_size: int, num_positions: int, num_sampled: int) -> None:
     """Refuse to fit on too little.
 
     Raises:
         ValueError: the message names the number that is needed.
     """
-    needed = ROWS_PER_COORDINATE * student_size
-    if num_rows < needed:
+    needed = POSITIONS_PER_COORDINATE * student_size
+    if num_positions < needed:
         raise ValueError(
-            f"{num_rows} response tokens to fit on, and a student of width {student_size} needs {needed} or more: "
+            f"{num_positions} response tokens to fit on, and a student of width {student_size} needs {needed} or more: "
             "raise num_prompts, max_response_length or num_positions"
         )
-    needed = ROWS_PER_DIRECTION * rank
+    needed = POSITIONS_PER_DIRECTION * rank
     if num_sampled < needed:
         raise ValueError(
             f"{num_sampled} tokens for the teacher's principal directions, and rank={rank} needs {needed} or more: "
@@ -165,6 +167,6 @@ def check_num_rows(rank: int, *, student_size: int, num_rows: int, num_sampled: 
 
 def cosines(projection: Projection, *, student: Tensor, teacher: Tensor) -> Tensor:
     """Cosine of both mapped states at every token: float64 [N] from [N, d_S] and [N, d_T]."""
-    ours = student.double() @ projection.student.double().t()
-    theirs = (teacher.double() - projection.teacher_mean.double()) @ projection.teacher.double().t()
-    return torch.cosine_similarity(ours, theirs, dim=-1)
+    mapped_student = student.double() @ projection.student.double().t()
+    mapped_teacher = (teacher.double() - projection.teacher_mean.double()) @ projection.teacher.double().t()
+    return torch.cosine_similarity(mapped_student, mapped_teacher, dim=-1)

@@ -8,7 +8,7 @@ import yaml
 
 from recipe.trd import fit_bridge
 from recipe.trd.config.paths import CONFIG_DIR
-from recipe.trd.oprd.fitting import FitConfig
+from recipe.trd.oprd.fit_config import FitConfig
 
 
 def test_command_line_and_file_are_checked_against_the_types(capsys, monkeypatch):

@@ -1,7 +1,7 @@
 """Fitting a bridge with rollouts that are given: settings, prompts, what is held out and refused."""
 
+import copy
 import json
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -10,10 +10,13 @@ import yaml
 from rich.console import Console
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
+from recipe.trd.config.paths import CONFIG_DIR
 from recipe.trd.oprd import bridge, fitting
+from recipe.trd.oprd.fit_config import FitConfig
+from recipe.trd.oprd.fit_rollouts import read_prompts
 from recipe.trd.oprd.paired_states import Sequences
 
-CONFIG = Path(__file__).parents[4] / "configs" / "fit_bridge.yaml"
+CONFIG = CONFIG_DIR / "fit_bridge.yaml"
 
 
 @pytest.fixture
@@ -28,9 +31,7 @@ def make_config(tmp_path):
         values = {key: value for key, value in shipped.items() if key not in ("defaults", "hydra")}
         paths = {name: str(tmp_path / name) for name in ("student", "teacher", "out")}
         small = {"max_prompt_length": 100, "max_response_length": 20, "dtype": "float32", "device": "cpu", "rank": 2}
-        return fitting.FitConfig(
-            **{**values, **paths, "train_files": str(tmp_path / "train.parquet"), **small, **changes}
-        )
+        return FitConfig(**{**values, **paths, "train_files": str(tmp_path / "train.parquet"), **small, **changes})
 
     return build
 
@@ -92,8 +93,8 @@ def test_bridge_is_fitted_reported_and_written(make_config, console, tmp_path):
     loaded = bridge.load(tmp_path / "out", device="cpu")
     assert loaded.teacher_layers == fitted.teacher_layers == (0, 2)
     assert loaded.held_out_cosine == fitted.held_out_cosine
-    for ours, theirs in zip(loaded.projections, fitted.projections, strict=True):
-        torch.testing.assert_close(vars(ours), vars(theirs))
+    for got, expected in zip(loaded.projections, fitted.projections, strict=True):
+        torch.testing.assert_close(vars(got), vars(expected))
     counts = loaded.provenance
     assert (counts["num_sequences"], counts["num_held_out_sequences"]) == (36, 4)
     assert counts["num_rows"] + counts["num_held_out_rows"] == sum(3 + index % 5 for index in range(40))
@@ -144,12 +145,21 @@ def test_other_tokenizer_is_refused(make_config, console, tokenizer, tmp_path):
         fitting.run(make_config(), console)
 
 
+@pytest.mark.usefixtures("pair", "rollouts")
+def test_other_end_of_turn_is_refused(make_config, console, tokenizer, tmp_path):
+    other = copy.deepcopy(tokenizer)
+    other.eos_token = "<|endoftext|>"
+    other.save_pretrained(tmp_path / "teacher")
+    with pytest.raises(ValueError, match=r"student and teacher end a turn differently .* \(base or instruct\)$"):
+        fitting.run(make_config(), console)
+
+
 @pytest.mark.usefixtures("pair")
 def test_long_prompts_are_left_out_and_counted(make_config, console, tmp_path):
     contents = ["Compute 1-1", "x" * 300, "Compute 2-1"]
     table = pd.DataFrame({"prompt": [[{"role": "user", "content": content}] for content in contents]})
     table.to_parquet(tmp_path / "train.parquet")
-    prompts = fitting.read_prompts(make_config(), console)
+    prompts = read_prompts(make_config(), console)
     assert len(prompts) == 2
     assert all(prompt.student == prompt.teacher for prompt in prompts)
     assert "1 longer than 100 tokens left out" in console.export_text()
@@ -157,7 +167,7 @@ def test_long_prompts_are_left_out_and_counted(make_config, console, tmp_path):
 
 def test_rollouts_are_held_out_whole_and_tokens_sampled_exactly(make_config):
     sequences = Sequences(
-        student=[[index] for index in range(20)], teacher=[[index] for index in range(20)], num_rows=[3] * 20
+        student=[[index] for index in range(20)], teacher=[[index] for index in range(20)], num_positions=[3] * 20
     )
     config = make_config(held_out_frac=0.25, max_rows=7)
     parts = fitting.split(config, sequences)
