@@ -3,10 +3,13 @@
 | file | what |
 |---|---|
 | checkpoint.py | the run's settings, and whole tensors from the shards of any number of ranks |
-| models.py | the trainer's model as the shards hold it, its adapters merged, what was written, and the base |
+| trainer_lora.py | the run's LoRA adapters: rank, alpha and modules |
+| compared_models.py | the trainer's model as in the shards, its adapters merged, what was written, and the base |
 | texts.py | the held-out text on which they are compared |
 | proof.py | differences of log-probs, and which of them are allowed |
-| run.py | the order of things: nothing has the name of the output folder before it is proved |
+| export_inputs.py | what was asked for, and everything it needs |
+| write_model.py | the files, and the log-probs of the trainer's model |
+| proved_export.py | the order of the steps: nothing gets the name of the output folder before it is proved |
 
 verl's own merger is not used: it rounds every tensor to bfloat16 before anything else, and leaves adapters in a folder
 beside base weights that they were not merged into.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from recipe.trd.export.run import Plan
+    from recipe.trd.export.export_inputs import ExportPlan
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 """Exit codes, as those of a training run."""
@@ -30,13 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported here, so that --help answers at once.
     from rich.console import Console
 
-    from recipe.trd.export import run
     from recipe.trd.export.checkpoint import NotProved
+    from recipe.trd.export.proved_export import export
 
     _hush()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
-        result = run.export(_plan(options), console)
+        result = export(_plan(options), console)
     except (ValueError, OSError) as error:
         print(f"cannot export: {' '.join(str(error).split())}", file=sys.stderr)
         return REFUSED
@@ -61,14 +61,14 @@ def _hush() -> None:
     logging.getLogger("torch.distributed.device_mesh").setLevel(logging.ERROR)
 
 
-def _plan(options: argparse.Namespace) -> "Plan":
+def _plan(options: argparse.Namespace) -> "ExportPlan":
     import torch
 
-    from recipe.trd.export import run
+    from recipe.trd.export.export_inputs import ExportPlan
 
     if options.num_texts < 1 or options.num_tokens < 1:
         raise ValueError("--num-texts and --num-tokens have to be 1 or more")
-    return run.Plan(
+    return ExportPlan(
         checkpoint=options.checkpoint,
         out=Path(os.path.abspath(options.out)),
         base=options.base,

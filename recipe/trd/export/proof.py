@@ -50,7 +50,7 @@ MAX_ROUNDED_FRAC = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """Of one export; the trainer's model is the first of every pair that it is in."""
+    """The pairs of models of one export; the trainer's model is the first of every pair that it is in."""
 
     exported: Difference
     """Trainer's model and what was written."""
@@ -80,13 +80,13 @@ def log_probs(model: Any, texts: Sequence[Text], *, device: str) -> Tensor:
     # One sequence at a time, so that no padding is needed. TF32 would round what float32 is for.
     torch.set_float32_matmul_precision("highest")
     model.to(device)
-    rows = []
+    parts = []
     for text in texts:
         ids = torch.tensor([[*text.context, *text.tokens]], device=device)
         logits = model(input_ids=ids, logits_to_keep=len(text.tokens) + 1, use_cache=False).logits
-        rows.append(logits[0, -len(text.tokens) - 1 : -1].float().log_softmax(-1).cpu())
+        parts.append(logits[0, -len(text.tokens) - 1 : -1].float().log_softmax(-1).cpu())
     model.to("cpu")
-    found = torch.cat(rows)
+    found = torch.cat(parts)
     if found.isnan().any():
         raise NotProved("a model answers with values that are no numbers: a weight is too large for its type")
     return found
@@ -105,10 +105,9 @@ def difference(first: Tensor, second: Tensor, targets: Tensor) -> Difference:
     """
     at_target = (first - second).gather(1, targets.unsqueeze(1)).double().abs()
     divergences = []
-    for ours, theirs in zip(first.split(64), second.split(64), strict=True):
-        ours, theirs = ours.double(), theirs.double()
-        terms = ours.exp() * (ours - theirs)
-        divergences.append(torch.where(ours == -torch.inf, 0.0, terms).sum(-1))
+    for chunks in zip(first.split(64), second.split(64), strict=True):
+        log_p, log_q = (chunk.double() for chunk in chunks)
+        divergences.append(torch.where(log_p == -torch.inf, 0.0, log_p.exp() * (log_p - log_q)).sum(-1))
     return Difference(
         max=float(at_target.max()), mean=float(at_target.mean()), kl=max(0.0, float(torch.cat(divergences).mean()))
     )

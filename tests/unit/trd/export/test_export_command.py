@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from recipe.trd.evaluate import fingerprint
 from recipe.trd.export import __main__ as command
-from recipe.trd.export import models, proof, run
+from recipe.trd.export import compared_models, proof, proved_export
 
 RANK, ALPHA = 4, 16
 QUESTIONS = [f"Problem: {number}+{number + 1}=?" for number in range(6)]
@@ -313,15 +313,15 @@ def test_base_weights_without_any_trace_of_adapters_are_noticed(make_run, export
 def test_adapters_that_the_export_loses_are_noticed(make_run, export, monkeypatch, arguments):
     """What the published code did: base weights written, adapters aside."""
     trained = make_run()
-    monkeypatch.setattr(models, "merged", lambda model: model.unload())
-    write_adapter = models.write_adapter
+    monkeypatch.setattr(compared_models, "merged", lambda model: model.unload())
+    write_adapter = compared_models.write_adapter
 
     def write_nothing(model, out, **options):
         for name, value in model.state_dict().items():
             value.mul_("lora_B" not in name)
         write_adapter(model, out, **options)
 
-    monkeypatch.setattr(models, "write_adapter", write_nothing)
+    monkeypatch.setattr(compared_models, "write_adapter", write_nothing)
     done = export(trained.path, *arguments)
     assert done.code == command.FAILED
     assert "the exported model is not the trainer's" in done.said
@@ -338,7 +338,7 @@ def test_merge_with_another_scale_is_noticed(make_run, export, monkeypatch):
                 module.scaling["default"] *= 1.05
         return model.merge_and_unload()
 
-    monkeypatch.setattr(models, "merged", merge)
+    monkeypatch.setattr(compared_models, "merged", merge)
     for arguments, message in (([], "is not the trainer's"), (["--dtype", "bfloat16"], "merging changed the model")):
         done = export(trained.path, *arguments)
         assert done.code == command.FAILED
@@ -477,7 +477,7 @@ def test_interrupted_export_leaves_nothing(make_run, export, monkeypatch):
     def interrupt(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run, "measure", interrupt)
+    monkeypatch.setattr(proved_export, "measure", interrupt)
     done = export(trained.path)
     assert done.code == command.INTERRUPTED
     assert nothing_is_left(done.out)

@@ -1,4 +1,4 @@
-"""Four models: the trainer's as the shards hold it, its adapters merged, what was written, and the base of the run.
+"""The models that are compared: the trainer's as in the shards, its adapters merged, what was written, and the base.
 
 All compute in float32, whatever their weights were rounded to: what differs is then the weights.
 """
@@ -15,85 +15,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PretrainedConfig, PreTrainedModel
 
-from recipe.trd.export.checkpoint import PEFT_PREFIX, Checkpoint, NotProved
-
-_ADAPTER = ".default"
-"""Between the name of an adapter's tensor and its module: PEFT's name of the one adapter of a run."""
-
-
-def is_adapter(name: str) -> bool:
-    """Whether a tensor of the trainer's model belongs to an adapter."""
-    return ".lora_" in name
-
-
-def lora_config(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> LoraConfig | None:
-    """How the adapters in the shards act on the base weights; None for a run that trained all parameters.
-
-    Rank and alpha as verl wrote them beside the shards, the rest from the run's configuration, or from the adapter that
-    the run went on from. Modules are read off the names of the tensors where the configuration is not there.
-
-    Raises:
-        NotProved: the run trained adapters, and the shards hold none.
-        ValueError: rank or alpha are unknown, or two files disagree about them.
-    """
-    if not any(map(is_adapter, tensors)):
-        if checkpoint.has_adapters() or any(name.startswith(PEFT_PREFIX) for name in tensors):
-            raise NotProved(
-                f"the run trained adapters, and the shards in {checkpoint.folder} hold none: they were dropped, and "
-                "what is left is the base model; take the shards as the trainer wrote them"
-            )
-        return None
-    earlier = checkpoint.setting("actor_rollout_ref.model.lora_adapter_path")
-    if earlier:
-        if not (Path(earlier) / "adapter_config.json").is_file():
-            raise ValueError(
-                f"the run went on from the adapter {earlier}, whose adapter_config.json is not there any more"
-            )
-        config = LoraConfig.from_pretrained(earlier)
-        config.inference_mode = False
-    else:
-        config = LoraConfig(
-            r=_agreed(checkpoint, "r", "lora_rank"),
-            lora_alpha=_agreed(checkpoint, "lora_alpha", "lora_alpha"),
-            bias="none",
-            **_targets(checkpoint, tensors),
-        )
-    config.task_type = "CAUSAL_LM"
-    return config
-
-
-def _agreed(checkpoint: Checkpoint, metadata_key: str, config_key: str) -> int:
-    """Log-probs cannot tell a wrong alpha: all files have to say the same."""
-    key = f"actor_rollout_ref.model.{config_key}"
-    said = {
-        "lora_train_meta.json": checkpoint.lora_metadata().get(metadata_key),
-        f"config.yaml ({key})": checkpoint.setting(key),
-    }
-    known = {place: int(value) for place, value in said.items() if value is not None}
-    if not known:
-        raise ValueError(
-            f"{metadata_key} of the adapters is not known: neither lora_train_meta.json beside the shards nor the "
-            "run's config.yaml is there; put one of them back"
-        )
-    if len(set(known.values())) > 1:
-        listed = ", ".join(f"{value} in {place}" for place, value in known.items())
-        raise ValueError(
-            f"{metadata_key} of the adapters is {listed}: which one was trained with? Remove the wrong one"
-        )
-    return next(iter(known.values()))
-
-
-def _targets(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What verl hands to PEFT, or the modules that have an adapter, by their full names."""
-    names = ("target_modules", "target_parameters", "exclude_modules")
-    model = checkpoint.setting("actor_rollout_ref.model")
-    if model is not None:
-        values = {name: model.get(name) for name in names}
-        return {
-            name: value if value is None or isinstance(value, str) else list(value) for name, value in values.items()
-        }
-    inner = (name.removeprefix(PEFT_PREFIX) for name in tensors if is_adapter(name))
-    return {"target_modules": sorted({name.partition(".lora_")[0] for name in inner})}
+from recipe.trd.export.checkpoint import Checkpoint, NotProved
+from recipe.trd.export.trainer_lora import is_adapter
 
 
 def trainer_model(
@@ -101,7 +24,7 @@ def trainer_model(
 ) -> Any:
     """The model as it was trained: the shards' tensors in its modules, adapters beside the weights that they act on.
 
-    Shards that hold adapters alone (`save_lora_only`) act on the base model's weights.
+    Shards that hold adapters only (`save_lora_only`) act on the base model's weights.
 
     Raises:
         NotProved: a weight is no number.
@@ -112,9 +35,9 @@ def trainer_model(
             f"{broken[0]} and {len(broken) - 1} more hold values that are no numbers: the training diverged"
         )
     config = AutoConfig.from_pretrained(checkpoint.side_files)
-    adapters_alone = all(map(is_adapter, tensors))
+    only_adapters = all(map(is_adapter, tensors))
     model: Any
-    if adapters_alone:
+    if only_adapters:
         model = AutoModelForCausalLM.from_pretrained(base, config=config, dtype=torch.float32)
     else:
         with init_empty_weights():
@@ -126,7 +49,7 @@ def trainer_model(
         found = model.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the shards do not fit the model that they belong to: {error}") from error
-    missing = [name for name in found.missing_keys if is_adapter(name) or not adapters_alone]
+    missing = [name for name in found.missing_keys if is_adapter(name) or not only_adapters]
     if missing or found.unexpected_keys:
         raise ValueError(
             f"the shards do not fit the model that they belong to: they lack {missing[:3]} ({len(missing)}) and have "
@@ -161,7 +84,7 @@ def _tie(model: Any) -> None:
 
 
 def computing(model: Any) -> Any:
-    """The model in float32, ready to be asked."""
+    """The model in float32, ready for forward passes."""
     return model.float().eval().requires_grad_(False)
 
 
@@ -182,7 +105,7 @@ def write_model(model: PreTrainedModel, out: Path, *, dtype: torch.dtype, side_f
         model: in float32; consumed.
         out: exists.
         dtype: that the weights are rounded to.
-        side_files: configuration and tokenizer as the trainer wrote them; weights beside them are left alone.
+        side_files: configuration and tokenizer as the trainer wrote them; weights beside them are not copied.
     """
     for path in side_files.iterdir():
         if path.is_file() and ".safetensors" not in path.name and path.suffix not in (".bin", ".pt"):
@@ -208,12 +131,12 @@ def write_adapter(model: PeftModel, out: Path, *, dtype: torch.dtype, base: str)
     model.peft_config["default"].inference_mode = True
     state = {name: value.to(dtype) for name, value in model.state_dict().items() if is_adapter(name)}
     model.save_pretrained(str(out), state_dict=state, save_embedding_layers=False)
-    # A form for a model card that nobody filled in.
+    # PEFT's template of a model card, which nobody filled in.
     (out / "README.md").unlink(missing_ok=True)
 
 
 def written_model(out: Path, *, dtype: torch.dtype) -> Any:
-    """What was written, loaded as anyone will load it.
+    """What was written, loaded as users will load it.
 
     Raises:
         NotProved: it loads in another type than it was written in.
@@ -230,7 +153,7 @@ def base_model(base: Path, *, dtype: torch.dtype) -> Any:
 
 
 def base_with_adapter(base: Path, out: Path) -> Any:
-    """The base of the run with the adapter that was written, as anyone will load them."""
+    """The base of the run with the adapter that was written, as users will load them."""
     return computing(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype="auto"), out))
 
 
@@ -238,9 +161,3 @@ def dtype_of(base: Path) -> torch.dtype:
     """The type of a model's weights, by its configuration."""
     config: PretrainedConfig = AutoConfig.from_pretrained(base)
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-
-
-def num_idle_adapters(tensors: Mapping[str, Tensor]) -> tuple[int, int]:
-    """Adapters that add nothing, because their B is 0, and all adapters."""
-    second = [tensor for name, tensor in tensors.items() if ".lora_B" in name or ".lora_embedding_B" in name]
-    return sum(not bool(tensor.any()) for tensor in second), len(second)
