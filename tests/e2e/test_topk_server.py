@@ -40,6 +40,8 @@ def answers(world):
             dtype="float32",
             max_model_len=256,
             enforce_eager=True,
+            # Of the machine's memory, on a CPU; the default wants nearly all of it.
+            gpu_memory_utilization=0.15,
             max_logprobs=TOP_K,
             logprobs_mode="raw_logprobs",
         )
