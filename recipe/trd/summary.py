@@ -1,4 +1,4 @@
-"""Print the summary of a run again: `python -m recipe.trd.summary RUN_DIR`."""
+"""Prints the summary of a run again: `python -m recipe.trd.summary RUN_DIR`."""
 
 import argparse
 from pathlib import Path

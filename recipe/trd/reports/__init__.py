@@ -1,1 +1,1 @@
-"""What a run shows and leaves behind."""
+"""What a run prints, and the files that it leaves: progress, provenance, dumped samples, summary."""

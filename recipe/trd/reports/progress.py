@@ -1,6 +1,6 @@
-"""What a person sees while a run trains: one line a step, one a validation, one for each stage of the start.
+"""Lines that a run prints: one for each step, each validation and each stage of the start.
 
-Lines are printed with `verl_ext.runtime.console.show`, from any process, and reach the terminal of the driver. Metrics
+They are printed with `verl_ext.runtime.console.show`, from any process, and reach the terminal of the driver. Metrics
 that a method does not have are left out, so `grpo` and `opd` use the same lines.
 """
 
@@ -19,10 +19,10 @@ _WINDOW_STEPS = 20
 
 
 def stage(text: str, *, launched_at: float) -> None:
-    """Say what a start-up waits for, with the seconds since launch.
+    """Print what the start-up is waiting for, with the seconds since launch.
 
     Args:
-        text: what begins, for instance "starting the teacher server".
+        text: what begins, e.g. "starting the teacher server".
         launched_at: `time.time()` at the launch, taken in the driver.
     """
     show(f"[{time.time() - launched_at:5.0f} s] {text}")
@@ -35,22 +35,22 @@ def validation(*, step: int, accuracy: float, standard_error: float, num_problem
         step: training steps done before it; 0 is the untrained student.
         accuracy: in [0, 1].
         standard_error: of the accuracy, in [0, 1].
-        num_problems: problems that the accuracy is a mean of.
+        num_problems: number of validation problems.
     """
     when = "before training" if step == 0 else f"after step {step}"
     show(f"held-out accuracy {when}: {100 * accuracy:.1f} +/- {100 * standard_error:.1f} % ({num_problems} problems)")
 
 
 class Progress:
-    """One line a step; owns the estimate of the time left. Lives in the trainer's process."""
+    """Prints one line for each step and estimates the time left. Used in the trainer's process."""
 
     def __init__(self, *, total_steps: int, start_step: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
-        """Begin before the first step: its duration counts from here.
+        """Create it right before the first step, whose duration counts from here.
 
         Args:
             total_steps: number of the last step.
             start_step: steps done by the run that this one resumes.
-            clock: seconds; a test brings its own.
+            clock: seconds; for tests.
         """
         self._total_steps = total_steps
         self._clock = clock
@@ -64,7 +64,7 @@ class Progress:
 
         Args:
             step: its number, from 1.
-            metrics: as logged; what is missing or not a number is left out, NaN is shown.
+            metrics: as logged; values that are missing or not numbers are left out, NaN is printed.
         """
         duration = self._take_time(step)
         mean = sum(self._durations) / len(self._durations)
@@ -78,7 +78,7 @@ class Progress:
             *_describe(numbers),
         ]
         if (lr := numbers.get("actor/lr")) is not None and lr != self._lr:
-            # Only when it moves: a line has to fit into a window.
+            # Only when it changes: a line has to fit into a window.
             parts.append(f"lr {lr:.3g}")
             self._lr = lr
         show("  ".join(parts))
@@ -94,7 +94,7 @@ class Progress:
 
 
 def _describe(metrics: Mapping[str, float]) -> list[str]:
-    """Parts of a line for the metrics that are there, most telling first."""
+    """Parts of a line for the metrics that exist, most informative first."""
     parts = []
     for label, name in (("div", "actor/trd/divergence"), ("loss", "actor/loss"), ("loss", "actor/pg_loss")):
         if name in metrics:
@@ -115,7 +115,7 @@ def _describe(metrics: Mapping[str, float]) -> list[str]:
 
 
 def _throughput(metrics: Mapping[str, float]) -> list[str]:
-    """Prompt and response tokens a second on all devices together; verl's own `perf/throughput` is for one."""
+    """Prompt and response tokens per second on all devices; verl's own `perf/throughput` is per device."""
     seconds = metrics.get("perf/time_per_step", 0.0)
     if not seconds or "perf/total_num_tokens" not in metrics:
         return []

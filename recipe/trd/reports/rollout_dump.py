@@ -1,16 +1,24 @@
-"""One JSON line for every training sample: what was asked, what the student said, what the teacher made of it."""
+"""One JSON line for every training sample: the prompt, the student's response and the teacher's rewrite of it."""
 
-import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from verl_ext.runtime import files
 
-def rows(records: Sequence[dict[str, Any]], *, tokenizer: PreTrainedTokenizerBase, step: int) -> list[dict[str, Any]]:
-    """Readable rows from the step's records, sorted by prompt and session. Lengths in tokens, end of turn included."""
+
+def readable_samples(
+    records: Sequence[dict[str, Any]], *, tokenizer: PreTrainedTokenizerBase, step: int
+) -> list[dict[str, Any]]:
+    """The step's records with token ids decoded, sorted by prompt and session. Lengths in tokens, end of turn included.
+
+    Args:
+        records: as `rewrite.records` makes them.
+        tokenizer: the student's.
+        step: number of the training step.
+    """
 
     def text(ids: list[int] | None) -> str | None:
         return None if ids is None else str(tokenizer.decode(ids, skip_special_tokens=True))
@@ -37,15 +45,12 @@ def rows(records: Sequence[dict[str, Any]], *, tokenizer: PreTrainedTokenizerBas
     ]
 
 
-def write(lines: Iterable[dict[str, Any]], *, folder: str, step: int) -> Path:
+def write(samples: Iterable[dict[str, Any]], *, folder: str, step: int) -> Path:
     """Write `<folder>/<step>.jsonl`; a reader never sees half a file.
 
     Raises:
         OSError: the disk is full or the folder is not writable; verl raises it at the next dump or at the end.
     """
     path = Path(folder) / f"{step}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
+    files.write_lines(path, samples)
     return path

@@ -1,4 +1,4 @@
-"""The folder of a run (`trainer.default_local_dir`): what becomes of its content when a run starts in it again."""
+"""The folder of a run (`trainer.default_local_dir`): what happens to its content when a run starts in it again."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 METRICS = "metrics.jsonl"
 PREVIOUS = "previous"
 CHECKPOINT_MARK = "latest_checkpointed_iteration.txt"
-"""verl writes it beside its checkpoints."""
+"""File that verl writes next to its checkpoints."""
 
 
 def prepare(run_dir: Path, *, resume: bool) -> None:
@@ -35,11 +35,20 @@ def prepare(run_dir: Path, *, resume: bool) -> None:
 
 def _next(folder: Path, pattern: str) -> int:
     """One more than the largest number at the end of a name in the folder."""
-    numbers = [path.stem.rpartition("_")[2] for path in folder.glob(pattern)]
-    return 1 + max((int(number) for number in numbers if number.isdigit()), default=0)
+    earlier = numbered(folder, pattern=pattern)
+    return 1 + (_number(earlier[-1]) if earlier else 0)
+
+
+def numbered(folder: Path, *, pattern: str) -> list[Path]:
+    """Paths whose name ends in a number before its suffix, in the order of that number; others are left out."""
+    paths = [path for path in folder.glob(pattern) if path.stem.rpartition("_")[2].isdigit()]
+    return sorted(paths, key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("_")[2])
 
 
 def metrics_files(run_dir: Path) -> list[Path]:
     """Files with the metrics of a run, in the order in which they were written."""
-    earlier = sorted(run_dir.glob("metrics_*.jsonl"), key=lambda path: int(path.stem.rpartition("_")[2]))
-    return [*earlier, run_dir / METRICS]
+    return [*numbered(run_dir, pattern="metrics_*.jsonl"), run_dir / METRICS]

@@ -1,4 +1,4 @@
-"""The summary of a run as a page for the terminal. Takes the numbers of `summary.py`, reads no file of the run."""
+"""The summary of a run as a page for the terminal. Takes numbers, reads no file of the run."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from recipe.trd.reports.progress import format_seconds
-from recipe.trd.reports.run_summary import OVERLAPPING
+from recipe.trd.reports.step_seconds import OVERLAPPING
 
 _WIDTH = 96
-# Most of a text in an example; the middle goes, for the answer is at the end.
+# Longest text of an example; its middle is left out, because the answer is at the end.
 _MAX_LINES = 8
 _MAX_CHARS = 420
 
@@ -29,7 +29,7 @@ def print_summary(summary: dict[str, Any], *, run_dir: Path) -> None:
     """Print the page, at most 96 columns wide.
 
     Args:
-        summary: as returned by `recipe.trd.summary.summarise`.
+        summary: as returned by `run_summary.summarise`.
         run_dir: where its files lie.
     """
     console = Console(highlight=False)

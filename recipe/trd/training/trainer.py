@@ -114,8 +114,9 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         ]
 
     def _log_rollout_data(self, batch: KVBatchMeta, timing_raw: dict[str, float], rollout_data_dir: str) -> None:
-        rows = rollout_dump.rows(self._records, tokenizer=self.tokenizer, step=self.global_steps)
-        written = self._dump_executor.submit(rollout_dump.write, rows, folder=rollout_data_dir, step=self.global_steps)
+        step = self.global_steps
+        samples = rollout_dump.readable_samples(self._records, tokenizer=self.tokenizer, step=step)
+        written = self._dump_executor.submit(rollout_dump.write, samples, folder=rollout_data_dir, step=step)
         written.add_done_callback(_report_dump)
 
 

@@ -30,10 +30,10 @@ def make_record(tokenizer):
     return make
 
 
-def test_a_row_can_be_read(make_record, tokenizer):
+def test_a_sample_can_be_read(make_record, tokenizer):
     record = make_record("a_0_0")
-    (row,) = rollout_dump.rows([record], tokenizer=tokenizer, step=7)
-    assert row == {
+    (sample,) = rollout_dump.readable_samples([record], tokenizer=tokenizer, step=7)
+    assert sample == {
         "uid": "a_0_0",
         "step": 7,
         "x": "user\n12+34=?\n",
@@ -54,22 +54,22 @@ def test_a_row_can_be_read(make_record, tokenizer):
 
 def test_sample_without_a_rewrite_has_null_and_length_zero(make_record, tokenizer):
     record = make_record("a", y_r_ids=None, teacher_prompt_ids=None, y_r_acc=None)
-    (row,) = rollout_dump.rows([record], tokenizer=tokenizer, step=1)
-    assert (row["y_r"], row["y_r_length"], row["teacher_context"], row["y_r_acc"]) == (None, 0, None, None)
+    (sample,) = rollout_dump.readable_samples([record], tokenizer=tokenizer, step=1)
+    assert (sample["y_r"], sample["y_r_length"], sample["teacher_context"], sample["y_r_acc"]) == (None, 0, None, None)
 
 
-def test_rows_are_sorted_by_prompt_and_session(make_record, tokenizer):
+def test_samples_are_sorted_by_prompt_and_session(make_record, tokenizer):
     uids = ["b_0_0", "a_1_0", "a_0_0"]
-    rows = rollout_dump.rows([make_record(uid) for uid in uids], tokenizer=tokenizer, step=1)
-    assert [row["uid"] for row in rows] == sorted(uids)
+    samples = rollout_dump.readable_samples([make_record(uid) for uid in uids], tokenizer=tokenizer, step=1)
+    assert [sample["uid"] for sample in samples] == sorted(uids)
 
 
 def test_file_has_one_object_a_line_and_keeps_every_character(make_record, tokenizer, tmp_path):
-    rows = rollout_dump.rows([make_record("a"), make_record("b")], tokenizer=tokenizer, step=12)
-    path = rollout_dump.write(rows, folder=str(tmp_path / "new" / "rollouts"), step=12)
+    samples = rollout_dump.readable_samples([make_record("a"), make_record("b")], tokenizer=tokenizer, step=12)
+    path = rollout_dump.write(samples, folder=str(tmp_path / "new" / "rollouts"), step=12)
     assert path == tmp_path / "new" / "rollouts" / "12.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line) for line in lines] == rows
+    assert [json.loads(line) for line in lines] == samples
     assert "€" in lines[0]
 
 

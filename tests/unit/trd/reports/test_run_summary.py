@@ -32,26 +32,6 @@ def rollout(**values) -> dict:
     return {**row, "y_o_acc": 1.0, "y_r_acc": 1.0, "ground_truth": "7", **values}
 
 
-def test_standard_error_of_right_and_wrong_is_binomial():
-    # p = 3/4, n = 4: sqrt(0.75 * 0.25 / 4)
-    assert run_summary.standard_error([1, 1, 1, 0]) == pytest.approx(0.21650635)
-
-
-def test_standard_error_of_problem_means_uses_the_sample_variance():
-    # mean 0.5, squared deviations 0.25 + 0 + 0.25, variance 0.5 / 2, sqrt(0.25 / 3)
-    assert run_summary.standard_error([1.0, 0.5, 0.0]) == pytest.approx(0.28867513)
-
-
-def test_standard_error_of_differences_is_not_binomial_by_coincidence():
-    # mean 0.5, variance (0.25 + 0.25) / 1, sqrt(0.5 / 2)
-    assert run_summary.standard_error([1, 0], are_differences=True) == pytest.approx(0.5)
-
-
-@pytest.mark.parametrize("values", [[], [0.5]])
-def test_standard_error_of_too_little_is_unknown(values):
-    assert run_summary.standard_error(values) is None
-
-
 def test_held_out_before_and_after_and_paired_difference(tmp_path):
     validate(tmp_path, step=0, accuracies={"a": [0], "b": [0], "c": [1], "d": [1]})
     validate(tmp_path, step=10, accuracies={"a": [1], "b": [0], "c": [0], "d": [0]})
