@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from recipe.trd.export import compared_models, proof
 from recipe.trd.export.export_inputs import ExportInputs, ExportPlan, read
 from recipe.trd.export.write_model import WrittenExport, held_out_log_probs, write
 from verl_ext.runtime import files
+from verl_ext.runtime.packages import installed_versions
 
 RESULT = "export.json"
 PACKAGES = ("verl", "torch", "transformers", "peft", "safetensors")
@@ -125,7 +125,7 @@ def describe(plan: ExportPlan, inputs: ExportInputs, written: WrittenExport, fol
         },
         "allow_unchanged": plan.allow_unchanged,
         "device": plan.device,
-        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "packages": installed_versions(PACKAGES),
     }
 
 

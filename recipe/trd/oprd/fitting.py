@@ -18,7 +18,6 @@ Source: OPRD, arXiv 2606.06021, Sec. 3.3 and Alg. 1.
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -35,6 +34,10 @@ from recipe.trd.oprd.layer_map import layer_map
 from recipe.trd.oprd.model_facts import ModelFacts
 from recipe.trd.oprd.paired_states import Sequences, States
 from verl_ext.divergence import Projection
+from verl_ext.runtime.packages import installed_versions
+
+PACKAGES = ("verl-trd", "torch", "transformers")
+"""Their versions go into the card of a bridge."""
 
 
 def run(config: FitConfig, console: Console) -> Bridge:
@@ -152,7 +155,7 @@ def fit(
         teacher=teacher,
         explained_variance=tuple(explained for _, explained in maps),
         held_out_cosine=cosines,
-        provenance=parts.counts() | {"settings": asdict(config), "versions": _versions()},
+        provenance=parts.counts() | {"settings": asdict(config), "versions": installed_versions(PACKAGES)},
     )
 
 
@@ -176,10 +179,6 @@ def _mean_cosines(
             pair = {"student": states.student[layer], "teacher": states.teacher[layer]}
             total[layer] += projection_fit.cosines(projection, **pair).sum().cpu()
     return tuple((total / num_positions).tolist())
-
-
-def _versions() -> dict[str, str]:
-    return {package: version(package) for package in ("verl-trd", "torch", "transformers")}
 
 
 def _tracked(progress: Progress, what: str, batches: Iterator[States], total: int) -> Iterator[States]:

@@ -1,13 +1,10 @@
 """What is known of a model that a bridge is fitted for: its shape, and a hash that tells its weights from others."""
 
-import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from safetensors import safe_open
+from verl_ext.runtime import weight_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -45,26 +42,19 @@ def facts(config: "PretrainedConfig", *, path: str | None = None) -> ModelFacts:
 def weights_fingerprint(path: str) -> str | None:
     """Hash over name, type, shape and first row of every tensor of a model: any training changes it.
 
-    Reads a few megabytes of a model of any size, as every run with a bridge does; `recipe.trd.evaluate.fingerprint`
-    reads all bytes. How tensors are spread over files does not matter.
+    Reads a few megabytes of a model of any size. How tensors are spread over files does not matter.
 
     Returns:
         None where the weights are not on this machine, or not in safetensors.
+
+    Raises:
+        ValueError: a file is damaged.
     """
     folder = _local_folder(path)
-    digests: dict[str, str] = {}
-    for file in sorted(folder.glob("model*.safetensors")) if folder else ():
-        with safe_open(file, framework="pt") as tensors:
-            for name in sorted(tensors.keys()):
-                part = tensors.get_slice(name)
-                shape = part.get_shape()
-                digest = hashlib.sha256(json.dumps([name, part.get_dtype(), shape]).encode())
-                row = part[:1] if shape else tensors.get_tensor(name)
-                digest.update(row.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-                digests[name] = digest.hexdigest()
-    if not digests:
-        return None
-    return hashlib.sha256("\n".join(digests[name] for name in sorted(digests)).encode()).hexdigest()
+    hashed = weight_files.hash_tensors(folder, first_rows_only=True) if folder else {}
+    # Some folders hold the same weights a second time, in another format.
+    of_model = {name: tensor for name, tensor in hashed.items() if tensor.file.name.startswith("model")}
+    return weight_files.fingerprint(of_model) if of_model else None
 
 
 def _local_folder(path: str) -> Path | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from recipe.trd.rewrite.prompts import TEMPLATE_DIR
 from recipe.trd.tiny_world.cache import Stage, building, content_key, exclusive, is_built
 from recipe.trd.tiny_world.world_config import TinyWorldConfig
+from verl_ext.runtime.packages import installed_versions
 
 CARD = "world.json"
 SELF_CARD = "self_student.json"
@@ -36,7 +36,7 @@ def plan(config: TinyWorldConfig) -> list[Stage]:
     tokenizer = Stage(
         "tokenizer",
         content_key(
-            config=common | _versions("transformers", "tokenizers"),
+            config=common | installed_versions(("transformers", "tokenizers")),
             sources=(*_TEXT_SOURCES, _HERE / "tokenizer.py"),
             upstream=(),
         ),
@@ -68,7 +68,7 @@ def _model_keys(config: TinyWorldConfig, common: Mapping[str, object], tokenizer
     }
     return {
         role: content_key(
-            config=training | {role: asdict(role_config)} | _versions("torch", "transformers"),
+            config=training | {role: asdict(role_config)} | installed_versions(("torch", "transformers")),
             sources=_MODEL_SOURCES,
             upstream=(tokenizer.key,),
         )
@@ -82,10 +82,6 @@ def _model_keys(config: TinyWorldConfig, common: Mapping[str, object], tokenizer
 
 def _evaluation_key(config: TinyWorldConfig, upstream: Sequence[str]) -> str:
     return content_key(config={"evaluation": asdict(config.evaluation)}, sources=_EVALUATION_SOURCES, upstream=upstream)
-
-
-def _versions(*packages: str) -> dict[str, str]:
-    return {package: version(package) for package in packages}
 
 
 def build_world(config: TinyWorldConfig, console: Console) -> Path:
