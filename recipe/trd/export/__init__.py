@@ -1,11 +1,11 @@
-"""A checkpoint of a run as a Hugging Face model, or as a PEFT adapter, that is proved to be what was trained.
+"""Exports a checkpoint as a Hugging Face model or a PEFT adapter, and proves that it is what was trained.
 
 | file | what |
 |---|---|
 | checkpoint.py | the run's settings, and whole tensors from the shards of any number of ranks |
 | trainer_lora.py | the run's LoRA adapters: rank, alpha and modules |
 | compared_models.py | the trainer's model as in the shards, its adapters merged, what was written, and the base |
-| texts.py | the held-out text on which they are compared |
+| texts.py | the held-out text on which models are compared |
 | proof.py | differences of log-probs, and which of them are allowed |
 | export_inputs.py | what was asked for, and everything it needs |
 | write_model.py | the files, and the log-probs of the trainer's model |

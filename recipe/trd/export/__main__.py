@@ -4,7 +4,7 @@
 
 Writes a Hugging Face model with adapters merged (or with --adapter-only a PEFT adapter), loads it again, and compares
 its log-probs on held-out text with those of the trainer's model, which it has to equal, and of the base model, from
-which it has to differ. docs/export.md says how.
+which it has to differ. Details: docs/export.md.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from recipe.trd.export.checkpoint import NotProved
     from recipe.trd.export.proved_export import export
 
-    _hush()
+    _silence_libraries()
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     try:
         result = export(_plan(options), console)
@@ -52,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _hush() -> None:
-    """What libraries say about steps that are none of the user's."""
+def _silence_libraries() -> None:
+    """Silence progress bars and warnings of libraries about steps that the user cannot influence."""
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""What lies in a checkpoint of verl's FSDP engine: whole tensors from the shards of any number of ranks."""
+"""Reads a checkpoint of verl's FSDP engine: whole tensors from the shards of any number of ranks."""
 
 import json
 import re
@@ -34,9 +34,9 @@ class Checkpoint:
     world_size: int
     step: int | None
     run_dir: Path | None
-    """Folder of the run, where it is still around the checkpoint."""
+    """Folder of the run; None where the checkpoint was taken out of it."""
     config: DictConfig
-    """The run's `config.yaml`; empty where it is not there."""
+    """The run's `config.yaml`; empty where there is none."""
 
     @property
     def side_files(self) -> Path:
@@ -48,7 +48,7 @@ class Checkpoint:
         return OmegaConf.select(self.config, key)
 
     def has_adapters(self) -> bool:
-        """Whether the run says that it trained adapters."""
+        """Whether adapters were trained, by the configuration of the run and the files beside the shards."""
         model = "actor_rollout_ref.model"
         configured = self.setting(f"{model}.lora_rank") or self.setting(f"{model}.lora_adapter_path")
         return bool(configured) or "r" in self.lora_metadata()
@@ -142,7 +142,7 @@ def tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def _load(path: Path) -> dict[str, Tensor]:
-    """Mapped, not read: a tensor costs memory when it is put together. Nothing but tensors is unpickled."""
+    """Tensors of a shard, mapped into memory: they are read when a tensor is put together. Unpickles only tensors."""
     try:
         return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
     except (RuntimeError, OSError, EOFError, ValueError) as error:
@@ -169,7 +169,7 @@ def whole(name: str, parts: list[Tensor]) -> Tensor:
         raise ValueError(f"{name} is spread over {first.device_mesh.mesh.numel()} ranks, but {len(parts)} saved it")
     if not sharded:
         return locals_[0]
-    # Along the other axes lie copies; the first will do.
+    # Along the other axes are copies; the first is taken.
     axis = sharded[0]
     ranks = first.device_mesh.mesh.movedim(axis, 0).reshape(first.device_mesh.mesh.shape[axis], -1)[:, 0]
     dim = next(placement.dim for placement in first.placements if isinstance(placement, Shard))

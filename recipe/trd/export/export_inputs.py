@@ -1,4 +1,4 @@
-"""What an export was asked for, and everything it needs, found before anything is computed."""
+"""Options of an export and the inputs that they name, all of which are found before anything is computed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from recipe.trd.export.checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class ExportPlan:
-    """What was asked for."""
+    """Options of an export."""
 
     checkpoint: Path
     out: Path
@@ -32,7 +32,7 @@ class ExportPlan:
 
 @dataclass(frozen=True)
 class ExportInputs:
-    """What a plan refers to, read."""
+    """The inputs that a plan names, opened and read."""
 
     checkpoint: Checkpoint
     base_name: str

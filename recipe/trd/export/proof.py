@@ -1,6 +1,6 @@
 """Differences between models on held-out text, and which of them an export may show.
 
-Every model says its log-probs in float32 on the same tokens, so that nothing but their weights can differ.
+Log-probs of all models are computed in float32 on the same tokens, so that only the weights can differ.
 """
 
 from collections.abc import Sequence
@@ -31,21 +31,21 @@ class Difference:
 
 
 EXACT = Difference(max=1e-3, mean=1e-4, kl=1e-6)
-"""Between models that are the same but for the order of sums: adapters merged in float32, or weights that nothing
-rounded."""
+"""Tolerance between models that differ only in the order of sums: adapters merged in float32, or weights that were
+not rounded."""
 
 TOLERANCES = {
     torch.float32: EXACT,
     torch.float16: Difference(max=0.25, mean=0.01, kl=1e-3),
     torch.bfloat16: Difference(max=1.0, mean=0.05, kl=1e-2),
 }
-"""Between a model and the same with weights rounded to a type; docs/export.md says where the numbers come from."""
+"""Tolerance between a model and itself with weights rounded to a type; source of the numbers: docs/export.md."""
 
 FLOOR = 1e-4
 """Models whose log-probs differ nowhere by more are the same model, nats."""
 
 MAX_ROUNDED_FRAC = 0.5
-"""Rounding may move the model by this much of what training did (KL from the trainer's model), at most."""
+"""Largest change by rounding, as a fraction of the change by training (both as KL from the trainer's model)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def difference(first: Tensor, second: Tensor, targets: Tensor) -> Difference:
     Args:
         first: [N, V] log-probs.
         second: [N, V] log-probs.
-        targets: int64 [N], the tokens that stand there.
+        targets: int64 [N], the token at each position.
 
     Returns:
         In double precision.
@@ -114,7 +114,7 @@ def difference(first: Tensor, second: Tensor, targets: Tensor) -> Difference:
 
 
 def check(found: Differences, *, tolerance: Difference, dtype: torch.dtype, allow_unchanged: bool) -> None:
-    """Accept an export, or say what is wrong with it.
+    """Accept an export, or raise an error that says what is wrong with it.
 
     Args:
         found: what was measured.

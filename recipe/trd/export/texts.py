@@ -1,4 +1,4 @@
-"""Held-out text as token ids: what the run was validated on and what it answered, or a file of the user's."""
+"""Held-out text as token ids: prompts of the last validation with the student's responses, or a file of the user."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ class Texts:
     source: str
     """Where it comes from, for the report."""
     num_plain: int = 0
-    """Prompts that are in no validation file: their text stands in, without the tokens of the chat template."""
+    """Prompts that are in no validation file: their plain text is used, without the tokens of the chat template."""
 
     @property
     def num_tokens(self) -> int:

@@ -54,11 +54,11 @@ def lora_config(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> LoraCo
 def _agreed(checkpoint: Checkpoint, metadata_key: str, config_key: str) -> int:
     """A wrong alpha cannot be seen from log-probs: all files have to name the same value."""
     key = f"actor_rollout_ref.model.{config_key}"
-    said = {
+    named = {
         "lora_train_meta.json": checkpoint.lora_metadata().get(metadata_key),
         f"config.yaml ({key})": checkpoint.setting(key),
     }
-    known = {place: int(value) for place, value in said.items() if value is not None}
+    known = {place: int(value) for place, value in named.items() if value is not None}
     if not known:
         raise ValueError(
             f"{metadata_key} of the adapters is not known: neither lora_train_meta.json beside the shards nor the "

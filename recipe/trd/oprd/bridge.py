@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 MAPS, CARD = "bridge.safetensors", "bridge.json"
 
 FORMAT = 1
-"""Of both files; raised when an older reader would misread them."""
+"""Version of both files; raised when an older reader would misread them."""
 
 _COMMAND = "python -m recipe.trd.fit_bridge student=... teacher=... train_files=... out=..."
 

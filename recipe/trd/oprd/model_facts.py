@@ -1,4 +1,4 @@
-"""What is known of a model that a bridge is fitted for: its shape, and a hash that tells its weights from others."""
+"""Facts of a model that a bridge is fitted for: its shape, and a hash of its weights."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Runs code on the tests of its problem and says what became of each: in the sandbox here, or in verl's Sandbox Fusion.
+"""Runs code on the tests of its problem, in the sandbox here or in verl's Sandbox Fusion, and grades each test.
 
 Both ways the output is compared here, so that they give the same verdict.
 """
@@ -50,7 +50,7 @@ class CodeVerdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class CodeRewardOptions:
-    """What `reward.custom_reward_function.reward_kwargs` may say."""
+    """Fields of `reward.custom_reward_function.reward_kwargs`; `data=taco` has the same defaults."""
 
     max_tests: int | None = 20
     """Tests that are run for each problem, spread over all of them; None for all."""

@@ -46,7 +46,7 @@ def load(source):
     return module.__dict__
 """
 
-# The program's own output would stand between the results.
+# The code's own output is kept apart from the result.
 _CALL = """
 import io, json
 def plain(value):
@@ -60,7 +60,7 @@ answer.write("\\n" + result + "\\n")
 answer.flush()
 """
 
-# The first line comes back at the end: a program that leaves before the asserts has not passed them.
+# The first line is printed again at the end: code that exits before the asserts has not passed them.
 _ASSERT = """
 word = sys.stdin.readline()
 names = load({program!r})
@@ -153,7 +153,7 @@ def _lines(value: Any) -> str:
 
 
 def _value(text: str) -> Any:
-    """The value of JSON; of what is none, such as an integer of thousands of digits, the text itself."""
+    """The value of a JSON text; the text itself where it is no JSON, e.g. an integer of thousands of digits."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -8,7 +8,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 _BOX = "\\boxed{"
 
 # Symbolic comparison evaluates numbers exactly and has no time limit here (see `is_equal`). These answers would keep it
-# busy for ever: very long ones, powers of powers, powers with a long exponent, long powers of brackets, factorials of
+# busy forever: very long ones, powers of powers, powers with a long exponent, long powers of brackets, factorials of
 # brackets and of long numbers.
 _MAX_ANSWER_CHARS = 200
 _EXPLODING = re.compile(
@@ -65,7 +65,7 @@ def is_equal(pred: str, ground_truth: str) -> bool:
     r"""Whether two answers are the same string, or the same mathematical object according to math-verify.
 
     math-verify limits its time by signals, which work in the main thread only, whereas verl calls rewards from others.
-    So its limits are off, and answers that it could not finish are compared as strings alone.
+    So its limits are off, and answers that it could not finish are compared as strings only.
     """
     if pred == ground_truth.strip():
         return True

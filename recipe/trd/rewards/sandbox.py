@@ -179,7 +179,7 @@ class _RunningCode:
             self._selector.register(pipe, selectors.EVENT_READ, name)
 
     def result(self) -> SandboxResult:
-        """Wait, enforce the limits, and say how it ended."""
+        """Wait, enforce the limits, and return how it ended."""
         limit_hit, ended = "", None
         try:
             while ended is None:

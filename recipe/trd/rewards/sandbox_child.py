@@ -1,4 +1,4 @@
-"""The process that `sandbox.py` starts: limits and isolates itself, says which layers hold, and runs the code.
+"""The process that `sandbox.py` starts: limits and isolates itself, reports which layers hold, and runs the code.
 
 Run as a file by an isolated interpreter (`python -I -S`), as the main program of its process; standard library only.
 """

@@ -81,7 +81,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 
 Instruction = tuple[int, int, int, int]
-"""Of classic BPF: code, jump if true, jump if false, operand."""
+"""Instruction of classic BPF: code, jump if true, jump if false, operand."""
 
 
 def _check(result: int, what: str) -> int:
@@ -176,7 +176,7 @@ def restrict_files(*, readable: Iterable[str], writable: Sequence[str]) -> bool:
 
     Args:
         readable: for reading only; those that do not exist are left out.
-        writable: everything but devices, sockets, links and programs may be made there.
+        writable: everything but devices, sockets, links and executables may be created there.
 
     Returns:
         Whether the kernel could.

@@ -14,7 +14,7 @@ from recipe.trd.tiny_world.world_config import TinyWorldConfig, from_mapping
 
 
 def summary(card: dict[str, dict[str, float]]) -> Table:
-    """The numbers of a card that tell whether a world is usable."""
+    """The numbers of a card by which one sees whether a world is usable."""
     table = Table("measured", "value")
     for name, accuracy in card["accuracy"].items():
         table.add_row(f"accuracy {name}", f"{accuracy:.3f}")

@@ -104,7 +104,7 @@ def table(signal: Signal) -> Table:
 
 
 def main() -> None:
-    """Sample solutions of the tuning problems and print where the signal on them lies."""
+    """Sample solutions of the tuning problems and print at which tokens the signal is."""
     parser = argparse.ArgumentParser(prog="python -m recipe.trd.tiny_world.prefix_failure", description=main.__doc__)
     parser.add_argument("--model", type=Path, default=Path("data/tiny_world/self_student"))
     parser.add_argument("--problems", type=Path, default=Path("data/tiny_world/tuning.parquet"))
