@@ -9,17 +9,16 @@ from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 def make_model():
     """Save a model to a folder and give its configuration."""
 
-    def build(folder, *, hidden_size, num_layers, seed=0):
+    def build(folder, *, hidden_size, num_layers, seed=0, **changes):
         torch.manual_seed(seed)
+        sizes = {"vocab_size": 32, "intermediate_size": 16, "max_position_embeddings": 64, **changes}
         config = Qwen3Config(
-            vocab_size=32,
             hidden_size=hidden_size,
-            intermediate_size=16,
             num_hidden_layers=num_layers,
             num_attention_heads=2,
             num_key_value_heads=2,
             head_dim=4,
-            max_position_embeddings=64,
+            **sizes,
         )
         Qwen3ForCausalLM(config).save_pretrained(folder)
         return AutoConfig.from_pretrained(folder)

@@ -8,7 +8,6 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from recipe.trd.config.paths import CONFIG_DIR
 from recipe.trd.oprd import bridge, fitting
@@ -43,21 +42,11 @@ def problems(tmp_path):
 
 
 @pytest.fixture
-def pair(tmp_path, tokenizer, problems):
+def pair(tmp_path, tokenizer, problems, make_model):
     """A student of 2 layers and a teacher of 3 with random weights and one tokenizer."""
     for seed, (role, width, depth) in enumerate((("student", 8, 2), ("teacher", 16, 3))):
-        torch.manual_seed(seed)
-        config = Qwen3Config(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=16,
-            num_hidden_layers=depth,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=4,
-            max_position_embeddings=128,
-        )
-        Qwen3ForCausalLM(config).save_pretrained(tmp_path / role)
+        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 128}
+        make_model(tmp_path / role, hidden_size=width, num_layers=depth, seed=seed, **sizes)
         tokenizer.save_pretrained(tmp_path / role)
 
 
