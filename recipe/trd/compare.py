@@ -19,8 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
-from recipe.trd.evaluate import report, result, store, tables
+from recipe.trd.evaluate import report, result, tables
 from recipe.trd.reports import run_folder, run_summary
+from verl_ext.runtime import files
 
 HELD_OUT = "validation"
 """Name of the set that a training run is validated on."""
@@ -311,10 +312,10 @@ def compare(folders: Sequence[Path], *, baseline: Path | None, out: Path | None)
     _show(pages, warned, reference)
     if out is not None:
         markdown = [*(f"**{warning}**\n" for warning in warned), *map(tables.markdown, pages), report.CAPTION + "\n"]
-        store.write_text(out / "compare.md", "\n".join(markdown))
-        store.write_text(out / "compare.csv", tables.csv(numbers(rows, runs)))
+        files.write_text(out / "compare.md", "\n".join(markdown))
+        files.write_text(out / "compare.csv", tables.csv(numbers(rows, runs)))
         comments = "".join(f"% {warning}\n" for warning in warned)
-        store.write_text(out / "compare.tex", comments + "\n".join(map(tables.latex, pages)))
+        files.write_text(out / "compare.tex", comments + "\n".join(map(tables.latex, pages)))
 
 
 def _show(pages: Sequence[Sequence[Mapping[str, str]]], warned: Sequence[str], baseline: Run | None) -> None:

@@ -2,8 +2,8 @@ r"""Evaluate a model: avg@n, pass@k and maj@k with intervals, on sets of problem
 
     python -m recipe.trd.evaluate MODEL --suite math --num-samples 16 --base BASE --baseline FOLDER
 
-An evaluation that was interrupted goes on where it was when the same command runs again. docs/evaluation.md says what
-is computed and what the numbers mean.
+An evaluation that was interrupted continues when the same command runs again. docs/evaluation.md says what is computed
+and what the numbers mean.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from recipe.trd.evaluate import report, run
+from recipe.trd.evaluate import report
+from recipe.trd.evaluate.evaluate_model import EvaluationRequest, evaluate
 from recipe.trd.evaluate.grading import Limits
 from recipe.trd.evaluate.settings import Sampling
 from recipe.trd.evaluate.suites import SUITES
@@ -28,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate, and print the table."""
     parser = _parser()
     try:
-        plan = _plan(parser.parse_args(arguments))
-        result = run.evaluate(plan)
+        request = _request(parser.parse_args(arguments))
+        result = evaluate(request)
     except ValueError as error:
         print(f"cannot evaluate: {error}", file=sys.stderr)
         return REFUSED
@@ -42,12 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    report.show(result, plan.out)
+    report.show(result, request.out)
     return 0
 
 
-def _plan(options: argparse.Namespace) -> run.Plan:
-    return run.Plan(
+def _request(options: argparse.Namespace) -> EvaluationRequest:
+    return EvaluationRequest(
         model=options.model,
         base=options.base,
         adapter=options.adapter,

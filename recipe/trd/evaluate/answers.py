@@ -1,4 +1,4 @@
-"""Which answers to a problem are the same. Runs in grading workers, so it imports little."""
+"""Groups equal answers to a problem. Runs in grading workers, so it imports little."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ from recipe.trd.rewards import math_reward
 
 
 def group(preds: Sequence[str]) -> list[int]:
-    """Number of the group of each answer; answers of a group are equal as texts, numbers or mathematics."""
+    """Group number of each answer; the answers of a group are equal as texts, numbers or mathematics."""
     leaders: list[str] = []
     groups = []
     for pred in preds:
@@ -18,7 +18,7 @@ def group(preds: Sequence[str]) -> list[int]:
 
 
 def is_easy(preds: Sequence[str]) -> bool:
-    """Whether no algebra is needed to group them: a single one, or whole numbers, as most answers to competitions."""
+    """Whether no algebra is needed to group them: a single answer, or whole numbers as in most competitions."""
     return len(preds) == 1 or all(map(_is_whole, preds))
 
 

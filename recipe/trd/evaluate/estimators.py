@@ -1,4 +1,4 @@
-"""Estimates from graded samples: avg@n, pass@k, maj@k, and what a difference between two models is worth.
+"""Estimates from graded samples: avg@n, pass@k, maj@k, and the significance of a difference between two models.
 
 All functions are pure. A problem has n samples of which c are right; a set of problems is a sample of the problems that
 one could have asked, so intervals and tests resample problems, never single samples.
@@ -100,7 +100,7 @@ def _with_answer(ways: np.ndarray, *, most: int, limit: int) -> np.ndarray:
 
 
 def difference_interval(differences: np.ndarray, *, seed: int, confidence: float = 0.95) -> Estimate:
-    """Mean of paired differences, one a problem, with a bootstrap interval; unknown where all are equal."""
+    """Mean of paired differences, one per problem, with a bootstrap interval; NaN where all are equal."""
     differences = np.asarray(differences, dtype=np.float64)
     if np.all(differences == differences[0]):
         return Estimate(float(differences[0]), math.nan, math.nan)
@@ -150,11 +150,11 @@ def _constant(value: float, *, num: int, confidence: float) -> Estimate:
 
 
 def _resampled_means(values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """[NUM_RESAMPLES] means of as many problems, drawn with replacement. In parts: a set may have thousands."""
-    rows = max(1, 4_000_000 // values.size)
+    """[NUM_RESAMPLES] means of as many problems, drawn with replacement; in parts, for a set may have thousands."""
+    per_part = max(1, 4_000_000 // values.size)
     parts = []
-    for start in range(0, NUM_RESAMPLES, rows):
-        drawn = rng.integers(values.size, size=(min(rows, NUM_RESAMPLES - start), values.size))
+    for start in range(0, NUM_RESAMPLES, per_part):
+        drawn = rng.integers(values.size, size=(min(per_part, NUM_RESAMPLES - start), values.size))
         parts.append(values[drawn].mean(axis=1))
     return np.concatenate(parts)
 

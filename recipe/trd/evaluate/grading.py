@@ -1,6 +1,6 @@
-"""Is a response right? One grader for each kind of problem; a grade that fails is counted as wrong, and said.
+"""Is a response right? One grader for each kind of problem; where grading fails, the sample counts as wrong.
 
-The seam for further kinds: `grader_of` names the grader of a problem, `grade` runs them all.
+To add a kind: `grader_of` names the grader of a problem, `grade` runs them all.
 """
 
 from collections import Counter, defaultdict
@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from recipe.trd.evaluate import answers, code, pool
+from recipe.trd.evaluate import answers, code_graders, pool
 from recipe.trd.evaluate.store import Key
-from recipe.trd.evaluate.suites import Problem
+from recipe.trd.evaluate.suites import SuiteProblem
 from recipe.trd.rewards import math_reward
 
 MATH = "math"
@@ -18,15 +18,15 @@ MATH = "math"
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on one sample."""
+    """The grade of one sample."""
 
     correct: bool
     pred: str
     """The answer that was graded; empty if there is none."""
     outcome: str
-    """A `pool.Outcome`: where it is not `done`, the sample counts as wrong."""
+    """A `pool.CallOutcome`; unless it is `done`, the sample counts as wrong."""
     vote: int | None
-    """Number of the answer among those to the problem: 0 is right, equal answers are equal; None is no answer."""
+    """Number of the answer among the different answers to the problem; 0 is the right one, None is no answer."""
     error: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -36,26 +36,26 @@ class Grade:
 
 @dataclass(frozen=True)
 class Limits:
-    """What grading may cost."""
+    """Limits of grading: worker processes, and seconds for each grade."""
 
     workers: int
     timeout_s: float
 
 
-def grader_of(problem: Problem) -> str:
+def grader_of(problem: SuiteProblem) -> str:
     """Name of the grader that a problem needs.
 
     Raises:
         ValueError: there is none for its kind.
     """
-    if problem.ability in code.ABILITIES:
-        return code.grader_of(problem)
+    if problem.ability in code_graders.ABILITIES:
+        return code_graders.grader_of(problem)
     if problem.ability in ("", MATH):
         return MATH
     raise ValueError(f"no grader for problems of ability {problem.ability!r}: math and code are known")
 
 
-def check(problems: Sequence[Problem]) -> None:
+def check(problems: Sequence[SuiteProblem]) -> None:
     """Find out before sampling whether everything can be graded.
 
     Raises:
@@ -63,7 +63,7 @@ def check(problems: Sequence[Problem]) -> None:
     """
     for name in sorted({grader_of(problem) for problem in problems}):
         if name != MATH:
-            code.check_installed(name)
+            code_graders.check_installed(name)
     for problem in problems:
         if grader_of(problem) == MATH and not isinstance(problem.ground_truth, str | int | float):
             raise ValueError(
@@ -71,13 +71,13 @@ def check(problems: Sequence[Problem]) -> None:
             )
 
 
-def grade(texts: Mapping[Key, str], problems: Mapping[str, Problem], limits: Limits) -> dict[Key, Grade]:
+def grade(texts: Mapping[Key, str], problems: Mapping[str, SuiteProblem], limits: Limits) -> dict[Key, Grade]:
     """Grade samples.
 
     Args:
         texts: sample to response.
         problems: by id.
-        limits: what it may cost.
+        limits: worker processes and time.
 
     Returns:
         A grade for each sample.
@@ -91,13 +91,13 @@ def grade(texts: Mapping[Key, str], problems: Mapping[str, Problem], limits: Lim
             grades |= grade_math(part, problems, limits)
         else:
             grades |= {
-                key: Grade(verdict.correct, verdict.program, verdict.outcome, None, verdict.error)
-                for key, verdict in code.grade(name, part, problems, limits.workers, limits.timeout_s).items()
+                key: Grade(graded.correct, graded.program, graded.outcome, None, graded.error)
+                for key, graded in code_graders.grade(name, part, problems, limits.workers, limits.timeout_s).items()
             }
     return grades
 
 
-def grade_math(texts: Mapping[Key, str], problems: Mapping[str, Problem], limits: Limits) -> dict[Key, Grade]:
+def grade_math(texts: Mapping[Key, str], problems: Mapping[str, SuiteProblem], limits: Limits) -> dict[Key, Grade]:
     """Grade by the last box, as the reward of training does, and group the answers to each problem.
 
     Each answer to a problem is compared once, however many samples gave it.
@@ -105,22 +105,22 @@ def grade_math(texts: Mapping[Key, str], problems: Mapping[str, Problem], limits
     preds = {key: math_reward.last_boxed(text) for key, text in texts.items()}
     pairs = sorted({(key[0], pred) for key, pred in preds.items() if pred})
     calls = [(pred, str(problems[problem].ground_truth)) for problem, pred in pairs]
-    results: dict[tuple[str, str], pool.Result] = {}
+    results: dict[tuple[str, str], pool.CallResult] = {}
     for number, result in pool.run(math_reward.is_equal, calls, workers=limits.workers, timeout_s=limits.timeout_s):
         results[pairs[number]] = result
     votes = _votes(results, limits)
     grades = {}
     for key, pred in preds.items():
         if not pred:
-            grades[key] = Grade(False, "", pool.Outcome.DONE, None)
+            grades[key] = Grade(False, "", pool.CallOutcome.DONE, None)
             continue
         result = results[key[0], pred]
         grades[key] = Grade(bool(result.value), pred, result.outcome, votes[key[0], pred], result.error)
     return grades
 
 
-def _votes(results: Mapping[tuple[str, str], pool.Result], limits: Limits) -> dict[tuple[str, str], int]:
-    """Number of each answer to its problem: 0 for right ones; wrong ones are equal as texts, or as mathematics."""
+def _votes(results: Mapping[tuple[str, str], pool.CallResult], limits: Limits) -> dict[tuple[str, str], int]:
+    """Number of each answer to its problem: 0 for right ones; wrong ones share one where they are equal."""
     wrong: dict[str, list[str]] = defaultdict(list)
     votes = {}
     for (problem, pred), result in results.items():
@@ -140,8 +140,8 @@ def _votes(results: Mapping[tuple[str, str], pool.Result], limits: Limits) -> di
     calls = [(wrong[problem],) for problem in hard]
     for number, result in pool.run(answers.group, calls, workers=limits.workers, timeout_s=timeout_s):
         preds = wrong[hard[number]]
-        # Without a word from math-verify, texts that differ are different answers.
-        groups = result.value if result.outcome is pool.Outcome.DONE else range(len(preds))
+        # Where math-verify gave no result, texts that differ are different answers.
+        groups = result.value if result.outcome is pool.CallOutcome.DONE else range(len(preds))
         votes |= _numbered(hard[number], preds, groups)
     return votes
 

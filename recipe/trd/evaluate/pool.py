@@ -1,4 +1,4 @@
-"""Runs functions in worker processes that may hang, crash or eat memory; each call has a time limit."""
+"""Runs functions that may hang, crash or use too much memory in worker processes; each call has a time limit."""
 
 import multiprocessing
 import os
@@ -12,15 +12,15 @@ from multiprocessing.context import SpawnProcess
 from typing import Any
 
 MEMORY_LIMIT_BYTES = 8 << 30
-"""Address space of a worker: a call that wants more fails alone, not with the machine."""
+"""Address space of a worker: a call that needs more fails, and nothing else on the machine does."""
 
 _STARTUP_S = 120.0
-"""A new worker imports first; on a busy machine that takes long."""
+"""For the imports of a new worker, which take long on a busy machine."""
 
 _READY = "ready"
 
 
-class Outcome(StrEnum):
+class CallOutcome(StrEnum):
     """How a call ended."""
 
     DONE = "done"
@@ -29,17 +29,17 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a call gave; `value` is None unless it is done, `error` says why it crashed."""
+class CallResult:
+    """Result of a call; `value` is None unless it is done, `error` says why it crashed."""
 
-    outcome: Outcome
+    outcome: CallOutcome
     value: Any = None
     error: str = ""
 
 
 def run(
     function: Callable[..., Any], calls: Iterable[tuple[Any, ...]], *, workers: int, timeout_s: float
-) -> Iterator[tuple[int, Result]]:
+) -> Iterator[tuple[int, CallResult]]:
     """Call a function many times, in processes of their own.
 
     Args:
@@ -64,7 +64,7 @@ def run(
                 finished = worker.take(timeout_s=timeout_s)
                 if finished is not None:
                     yield finished
-                    if finished[1].outcome is not Outcome.DONE and not worker.alive:
+                    if finished[1].outcome is not CallOutcome.DONE and not worker.alive:
                         pool[number] = _Worker(function)
     finally:
         for worker in pool:
@@ -72,21 +72,21 @@ def run(
 
 
 class _Worker:
-    """A process and the call that it works on."""
+    """A process and the call that it runs."""
 
     def __init__(self, function: Callable[..., Any]):
         context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self._process: SpawnProcess = context.Process(target=_serve, args=(function, theirs), daemon=True)
+        self.pipe, worker_end = context.Pipe()
+        self._process: SpawnProcess = context.Process(target=_serve, args=(function, worker_end), daemon=True)
         self._process.start()
-        theirs.close()
+        worker_end.close()
         self._ready = False
         self.alive = True
         self.call: int | None = None
         self.deadline = 0.0
 
     def give(self, number: int, arguments: tuple[Any, ...], *, timeout_s: float) -> None:
-        """Hand over a call. The clock of its limit starts when the worker has finished its imports."""
+        """Start a call. Its time limit counts from when the worker has finished its imports."""
         self.call = number
         self.deadline = time.monotonic() + (timeout_s if self._ready else _STARTUP_S)
         try:
@@ -94,32 +94,32 @@ class _Worker:
         except OSError:
             self.deadline = 0.0
 
-    def take(self, *, timeout_s: float) -> tuple[int, Result] | None:
-        """The result of the call if it ended or its time is over."""
+    def take(self, *, timeout_s: float) -> tuple[int, CallResult] | None:
+        """The result of the call if it ended or its time limit is over."""
         if self.call is None:
             return None
         try:
             while self.pipe.poll():
                 message = self.pipe.recv()
                 if message != _READY:
-                    return self._ended(Result(*message))
+                    return self._ended(CallResult(*message))
                 self._ready = True
                 self.deadline = time.monotonic() + timeout_s
         except (EOFError, OSError):
             self.end()
-            return self._ended(Result(Outcome.CRASHED, error=f"exit code {self._process.exitcode}"))
+            return self._ended(CallResult(CallOutcome.CRASHED, error=f"exit code {self._process.exitcode}"))
         if time.monotonic() < self.deadline:
             return None
         self.end()
-        return self._ended(Result(Outcome.TIMEOUT))
+        return self._ended(CallResult(CallOutcome.TIMEOUT))
 
-    def _ended(self, result: Result) -> tuple[int, Result]:
+    def _ended(self, result: CallResult) -> tuple[int, CallResult]:
         assert self.call is not None
         number, self.call = self.call, None
         return number, result
 
     def end(self) -> None:
-        """Stop the process, whatever it does."""
+        """Kill the process."""
         self.alive = False
         self._process.kill()
         self._process.join()
@@ -128,7 +128,7 @@ class _Worker:
 
 def _serve(function: Callable[..., Any], pipe: Connection) -> None:
     _limit_memory()
-    # What a grader prints is not for the terminal of the evaluation.
+    # Graders print; none of it belongs in the terminal of the evaluation.
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
@@ -139,9 +139,9 @@ def _serve(function: Callable[..., Any], pipe: Connection) -> None:
         except EOFError:
             return
         try:
-            message = (Outcome.DONE, function(*arguments), "")
+            message = (CallOutcome.DONE, function(*arguments), "")
         except (Exception, RecursionError) as error:
-            message = (Outcome.CRASHED, None, f"{type(error).__name__}: {error}"[:200])
+            message = (CallOutcome.CRASHED, None, f"{type(error).__name__}: {error}"[:200])
         pipe.send(message)
 
 

@@ -1,4 +1,4 @@
-"""What a person reads: the tables of an evaluation, and the warnings that belong above them."""
+"""The tables of an evaluation and the warnings above them, for the terminal and for files."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from recipe.trd.evaluate import tables
+from verl_ext.runtime.files import write_text
 
 CAPTION = (
     "In percent, with 95 % bootstrap intervals over the problems: how far the figures would move with other problems "
@@ -21,8 +22,6 @@ _SAMPLING = ("temperature", "top_p", "top_k", "max_tokens")
 
 def write(result: Mapping[str, Any], out: Path) -> None:
     """Write `table.md`, `table.csv` and `table.tex`."""
-    from recipe.trd.evaluate.store import write_text
-
     rows, warned = table(result), warnings(result)
     parts = [f"# {result['model']}\n", *(f"**{warning}**\n" for warning in warned), tables.markdown(rows)]
     if "baseline" in result:
@@ -36,7 +35,7 @@ def write(result: Mapping[str, Any], out: Path) -> None:
 def show(result: Mapping[str, Any], out: Path) -> None:
     """Print the tables."""
     console = Console(highlight=False)
-    # Tables that go into a file or a pipe are not to be folded.
+    # Tables in a file or a pipe must not be folded.
     if not console.is_terminal:
         console.width = 200
     for warning in warnings(result):
@@ -77,7 +76,7 @@ def table(result: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def _metric_cells(part: Mapping[str, Any], num_samples: int, last_k: int) -> dict[str, str]:
-    """avg, every pass@k, and maj@k for the largest k; the others are in the CSV."""
+    """avg, every pass@k, and maj@k for the largest k; the other maj@k are in the CSV."""
     cells = {}
     for name, estimate in part["metrics"].items():
         if name == "avg":
@@ -88,14 +87,14 @@ def _metric_cells(part: Mapping[str, Any], num_samples: int, last_k: int) -> dic
 
 
 def weights_name(result: Mapping[str, Any]) -> str:
-    """The first digits of the fingerprint, and a loud word where the weights are those of the base."""
+    """The first digits of the fingerprint, and a warning where the weights are those of the base."""
     weights = result["weights"]
     name = weights["model"][:8] + (f"+{weights['adapter'][:8]}" if weights["adapter"] else "")
     return f"{tables.EQUAL_TO_BASE} {name}" if weights["base"] and weights["base"]["equal"] else name
 
 
 def warnings(result: Mapping[str, Any]) -> list[str]:
-    """What makes the numbers mean something else than they seem."""
+    """Warnings about what was evaluated and how it was graded."""
     found = []
     base = result["weights"]["base"]
     if base and base["equal"]:
@@ -116,21 +115,21 @@ def warnings(result: Mapping[str, Any]) -> list[str]:
     return found + (result["baseline"]["warnings"] if "baseline" in result else [])
 
 
-def pair_warnings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """What makes a difference between two results no difference between two models."""
+def pair_warnings(result: Mapping[str, Any], baseline: Mapping[str, Any]) -> list[str]:
+    """Warnings where a difference between two results is not one between two models."""
     found = []
-    ours_sampling, their_sampling = ours["settings"]["sampling"], theirs["settings"]["sampling"]
+    sampling, baseline_sampling = result["settings"]["sampling"], baseline["settings"]["sampling"]
     different = [
-        f"{name} {their_sampling[name]} -> {ours_sampling[name]}"
+        f"{name} {baseline_sampling[name]} -> {sampling[name]}"
         for name in _SAMPLING
-        if ours_sampling[name] != their_sampling[name]
+        if sampling[name] != baseline_sampling[name]
     ]
-    if ours["settings"]["chat"] != theirs["settings"]["chat"]:
+    if result["settings"]["chat"] != baseline["settings"]["chat"]:
         different.append("the chat template or its arguments")
     if different:
         found.append(f"WARNING: sampled differently than the baseline: {', '.join(different)}")
-    if all(ours["weights"][name] == theirs["weights"][name] for name in ("model", "adapter")):
-        found.append(f"WARNING: {ours['model']} and the baseline {theirs['model']} have the SAME WEIGHTS")
+    if all(result["weights"][name] == baseline["weights"][name] for name in ("model", "adapter")):
+        found.append(f"WARNING: {result['model']} and the baseline {baseline['model']} have the SAME WEIGHTS")
     return found
 
 

@@ -1,4 +1,4 @@
-"""`result.json`: everything that an evaluation found out, as numbers. Fractions are in [0, 1], lengths in tokens."""
+"""`result.json`: the numbers of an evaluation. Fractions are in [0, 1], lengths in tokens."""
 
 import json
 from collections import Counter, defaultdict
@@ -48,7 +48,7 @@ def of_set(
 
     Args:
         problem_set: the problems.
-        samples: rows of all samples, equally many for each problem.
+        samples: all samples as they were stored, equally many for each problem.
         grades: of the same samples.
         ks: of pass@k and maj@k.
         seed: of the bootstrap.
@@ -56,12 +56,12 @@ def of_set(
     by_problem: dict[str, list[grading.Grade]] = defaultdict(list)
     for key in sorted(grades):
         by_problem[key[0]].append(grades[key])
-    # Programs have no answers to vote on.
+    # Generated code has no answers to vote on.
     can_vote = all(grading.grader_of(problem) == grading.MATH for problem in problem_set.problems)
     problems = {problem.id: _counts(by_problem[problem.id], can_vote=can_vote) for problem in problem_set.problems}
     outcomes = Counter(grade.outcome for grade in grades.values())
-    lengths = np.array([row["num_tokens"] for row in samples.values()])
-    reasons = Counter(row["finish_reason"] for row in samples.values())
+    lengths = np.array([sample["num_tokens"] for sample in samples.values()])
+    reasons = Counter(sample["finish_reason"] for sample in samples.values())
     return {
         "name": problem_set.name,
         "num_problems": len(problems),
@@ -70,19 +70,19 @@ def of_set(
         "truncated_frac": reasons["length"] / len(samples),
         "finish_reasons": dict(reasons),
         "no_answer_frac": sum(not grade.pred for grade in grades.values()) / len(grades),
-        "failed_grades": {name: outcomes[name] for name in (pool.Outcome.TIMEOUT, pool.Outcome.CRASHED)},
+        "failed_grades": {name: outcomes[name] for name in (pool.CallOutcome.TIMEOUT, pool.CallOutcome.CRASHED)},
         "response_tokens": {
             "total": int(lengths.sum()),
             "mean": float(lengths.mean()),
             **{name: float(np.quantile(lengths, quantile)) for name, quantile in _QUANTILES.items()},
         },
-        "prompt_tokens": int(sum(row["num_prompt_tokens"] for row in samples.values())),
+        "prompt_tokens": int(sum(sample["num_prompt_tokens"] for sample in samples.values())),
         "problems": problems,
     }
 
 
 def _counts(grades: Sequence[grading.Grade], *, can_vote: bool) -> dict[str, Any]:
-    """What all estimators need of one problem."""
+    """The counts of one problem, which all estimators are computed from."""
     return {
         "samples": len(grades),
         "right": sum(grade.correct for grade in grades),
@@ -90,7 +90,7 @@ def _counts(grades: Sequence[grading.Grade], *, can_vote: bool) -> dict[str, Any
     }
 
 
-def values(problems: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
+def _values(problems: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
     """Value of every problem.
 
     Args:
@@ -110,33 +110,33 @@ def values(problems: Sequence[Mapping[str, Any]], metric: str) -> np.ndarray:
     )
 
 
-def metrics(ks: Sequence[int], *, can_vote: bool) -> list[str]:
+def _metrics(ks: Sequence[int], *, can_vote: bool) -> list[str]:
     """Names of all metrics."""
     return ["avg", *(f"pass@{k}" for k in ks), *(f"maj@{k}" for k in ks if can_vote)]
 
 
-def has_votes(problems: Sequence[Mapping[str, Any]]) -> bool:
+def _has_votes(problems: Sequence[Mapping[str, Any]]) -> bool:
     """Whether there are answers to vote on."""
     return all(counts["wrong_votes"] is not None for counts in problems)
 
 
 def estimates(sets: Sequence[Sequence[Mapping[str, Any]]], *, ks: Sequence[int], seed: int) -> dict[str, Any]:
     """Every metric with its interval: of one set, or the mean of several."""
-    names = metrics(ks, can_vote=all(map(has_votes, sets)))
+    names = _metrics(ks, can_vote=all(map(_has_votes, sets)))
     return {
         "metrics": {
-            name: tables.plain(estimators.stratified_interval([values(part, name) for part in sets], seed=seed))
+            name: tables.plain(estimators.stratified_interval([_values(part, name) for part in sets], seed=seed))
             for name in names
         }
     }
 
 
-def paired(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, seed: int) -> dict[str, dict[str, Any]]:
+def paired(result: Mapping[str, Any], baseline: Mapping[str, Any], *, seed: int) -> dict[str, dict[str, Any]]:
     """Differences between two results, problem by problem, for each set that both have.
 
     Args:
-        ours: a result.
-        theirs: the baseline's result.
+        result: of an evaluation.
+        baseline: the result of another one.
         seed: of the bootstrap.
 
     Returns:
@@ -145,47 +145,47 @@ def paired(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, seed: int) -> 
     Raises:
         ValueError: they have no set in common, or one with other problems or another number of samples.
     """
-    our_sets, their_sets = ({part["name"]: part for part in side["sets"]} for side in (ours, theirs))
-    common = [name for name in our_sets if name in their_sets]
+    sets, baseline_sets = ({part["name"]: part for part in side["sets"]} for side in (result, baseline))
+    common = [name for name in sets if name in baseline_sets]
     if not common:
-        raise ValueError(f"no problem set in common: {', '.join(our_sets)} and {', '.join(their_sets)}")
-    return {name: _paired_set(our_sets[name], their_sets[name], seed=seed) for name in common}
+        raise ValueError(f"no problem set in common: {', '.join(sets)} and {', '.join(baseline_sets)}")
+    return {name: _paired_set(sets[name], baseline_sets[name], seed=seed) for name in common}
 
 
-def check_pairs(name: str, ours: Mapping[str, int], theirs: Mapping[str, int]) -> None:
+def check_pairs(name: str, samples: Mapping[str, int], baseline: Mapping[str, int]) -> None:
     """Refuse a paired comparison of different problems.
 
     Args:
         name: of the set.
-        ours: problem to its number of samples.
-        theirs: the same for the baseline.
+        samples: problem to its number of samples.
+        baseline: the same for the baseline.
 
     Raises:
         ValueError: problems or numbers of samples differ; the message says how.
     """
-    if ours.keys() != theirs.keys():
-        only = [len(ours.keys() - theirs.keys()), len(theirs.keys() - ours.keys())]
+    if samples.keys() != baseline.keys():
+        only = [len(samples.keys() - baseline.keys()), len(baseline.keys() - samples.keys())]
         raise ValueError(
             f"{name}: the two runs were not asked the same problems ({only[0]} only here, {only[1]} only in the "
             "baseline), so they cannot be paired: evaluate both on the same file"
         )
-    if dict(ours) != dict(theirs):
-        counts = [sorted(set(side.values())) for side in (ours, theirs)]
+    if dict(samples) != dict(baseline):
+        counts = [sorted(set(side.values())) for side in (samples, baseline)]
         raise ValueError(
             f"{name}: {counts[0]} samples a problem here and {counts[1]} in the baseline; "
             "give both the same --num-samples"
         )
 
 
-def _paired_set(ours: Mapping[str, Any], theirs: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
-    sides = [ours["problems"], theirs["problems"]]
-    counts = [{problem: part["samples"] for problem, part in side.items()} for side in sides]
-    check_pairs(ours["name"], *counts)
+def _paired_set(part: Mapping[str, Any], baseline: Mapping[str, Any], *, seed: int) -> dict[str, Any]:
+    sides = [part["problems"], baseline["problems"]]
+    num_samples = [{problem: counts["samples"] for problem, counts in side.items()} for side in sides]
+    check_pairs(part["name"], *num_samples)
     pairs = [[side[problem] for problem in sides[0]] for side in sides]
     differences = {}
-    for name in ours["metrics"]:
-        if name in theirs["metrics"]:
-            change = values(pairs[0], name) - values(pairs[1], name)
+    for name in part["metrics"]:
+        if name in baseline["metrics"]:
+            change = _values(pairs[0], name) - _values(pairs[1], name)
             differences[name] = tables.plain(estimators.difference_interval(change, seed=seed))
     right = [one["right"] - other["right"] for one, other in zip(*pairs, strict=True)]
     differences["avg"] |= {

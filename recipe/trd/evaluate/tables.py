@@ -1,4 +1,4 @@
-"""Results as tables: Markdown and LaTeX to read, CSV with full precision to compute with."""
+"""Results as tables: Markdown and LaTeX for reading, CSV with full precision for computing."""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ def percent(estimate: dict[str, Any] | None, *, signed: bool = False) -> str:
 
 
 def plain(estimate: Any) -> dict[str, float | None]:
-    """An `estimators.Estimate` as JSON has it: what is not a number becomes None."""
+    """An `estimators.Estimate` for JSON: NaN becomes None."""
     values = {"value": estimate.value, "low": estimate.low, "high": estimate.high}
     return {name: None if math.isnan(value) else value for name, value in values.items()}
 
@@ -40,5 +40,5 @@ def latex(rows: Sequence[dict[str, str]]) -> str:
 
 
 def csv(rows: Sequence[dict[str, Any]]) -> str:
-    """Numbers as they are; a key without a value is an empty field."""
+    """Numbers in full precision; a key without a value is an empty field."""
     return str(pd.DataFrame(list(rows)).to_csv(index=False))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer
 
-from recipe.trd.evaluate import fingerprint
+from recipe.trd.evaluate import model_weights
 from recipe.trd.export import checkpoint as checkpoints
 from recipe.trd.export import texts
 from recipe.trd.export.checkpoint import Checkpoint
@@ -53,7 +53,7 @@ def read(plan: ExportPlan) -> ExportInputs:
     if name is None:
         raise ValueError(f"no config.yaml lies around {checkpoint.folder} that names the base model: give --base")
     try:
-        base = fingerprint.resolve(str(name))
+        base = model_weights.resolve(str(name))
     except ValueError as error:
         raise ValueError(f"the base model cannot be read: {error}; give --base") from error
     held_out = texts.held_out(

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from recipe.trd.evaluate import fingerprint, report
+from recipe.trd.evaluate import model_weights, report
 from recipe.trd.export import compared_models, proof
 from recipe.trd.export.export_inputs import ExportInputs, ExportPlan, read
 from recipe.trd.export.write_model import WrittenExport, held_out_log_probs, write
-from verl_ext.runtime import files
+from verl_ext.runtime import files, weight_files
 from verl_ext.runtime.packages import installed_versions
 
 RESULT = "export.json"
@@ -103,7 +103,7 @@ def describe(plan: ExportPlan, inputs: ExportInputs, written: WrittenExport, fol
     Raises:
         ValueError: base and export have no tensor in common.
     """
-    tensors, base_tensors = fingerprint.tensors(folder), fingerprint.tensors(inputs.base)
+    tensors, base_tensors = weight_files.hash_tensors(folder), weight_files.hash_tensors(inputs.base)
     return {
         "kind": written.kind,
         "dtype": str(written.dtype).removeprefix("torch."),
@@ -113,10 +113,10 @@ def describe(plan: ExportPlan, inputs: ExportInputs, written: WrittenExport, fol
             "world_size": inputs.checkpoint.world_size,
         },
         "adapters": written.adapters,
-        "fingerprint": fingerprint.fingerprint(tensors),
-        "side_files": fingerprint.side_files(folder),
-        "base": {"name": inputs.base_name, "fingerprint": fingerprint.fingerprint(base_tensors)},
-        "weights_against_base": None if plan.adapter_only else fingerprint.compare(tensors, base_tensors).as_dict(),
+        "fingerprint": weight_files.fingerprint(tensors),
+        "side_files": model_weights.side_files(folder),
+        "base": {"name": inputs.base_name, "fingerprint": weight_files.fingerprint(base_tensors)},
+        "weights_against_base": None if plan.adapter_only else model_weights.compare(tensors, base_tensors).as_dict(),
         "text": {
             "source": inputs.held_out.source,
             "num_texts": len(inputs.held_out.texts),

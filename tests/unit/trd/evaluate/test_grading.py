@@ -3,8 +3,8 @@ import json
 
 import pytest
 
-from recipe.trd.evaluate import code, grading, pool
-from recipe.trd.evaluate.suites import Problem
+from recipe.trd.evaluate import grading, pool
+from recipe.trd.evaluate.suites import SuiteProblem
 
 LIMITS = grading.Limits(workers=1, timeout_s=1.0)
 
@@ -34,7 +34,7 @@ def test_no_call_needs_no_worker():
 
 def problem(identity="p", truth="25", **fields):
     values = {"data_source": "s", "ability": "math", "extra_info": {}, "messages": ({"role": "user", "content": "x"},)}
-    return Problem(id=identity, ground_truth=truth, **{**values, **fields})
+    return SuiteProblem(id=identity, ground_truth=truth, **{**values, **fields})
 
 
 def grade(texts, truth="25"):
@@ -60,9 +60,9 @@ def test_equal_answers_vote_together_and_no_answer_does_not_vote():
     assert grading.wrong_votes(grade(texts)) == [2, 2]
 
 
-@pytest.mark.parametrize("outcome", [pool.Outcome.TIMEOUT, pool.Outcome.CRASHED])
+@pytest.mark.parametrize("outcome", [pool.CallOutcome.TIMEOUT, pool.CallOutcome.CRASHED])
 def test_grade_that_fails_is_counted_and_wrong(monkeypatch, outcome):
-    failed = pool.Result(outcome, error="why")
+    failed = pool.CallResult(outcome, error="why")
     monkeypatch.setattr(pool, "run", lambda function, calls, **limits: enumerate(failed for _ in calls))
     grades = grade(["\\boxed{x}", "\\boxed{y}", "none"])
     assert [(g.correct, g.outcome, g.error) for g in grades[:2]] == [(False, outcome, "why")] * 2
@@ -87,20 +87,6 @@ def test_grader_that_is_not_installed_is_named_with_the_way_to_install_it(source
         pytest.skip(f"{package} is installed")
     with pytest.raises(ValueError, match=r"which this environment lacks: (pip install|git clone)"):
         grading.check([problem(ability="code", data_source=source)])
-
-
-@pytest.mark.parametrize(
-    ("text", "program"),
-    [
-        ("```python\na = 1\n```\nthen\n```python\nb = 2\n```", "b = 2"),
-        ("```\nx\n```", "x"),
-        ("```py\nif x:\n    y\n```", "if x:\n    y"),
-        ("```python\ncut off", ""),
-        ("no block", ""),
-    ],
-)
-def test_last_closed_block_is_the_program(text, program):
-    assert code.last_program(text) == program
 
 
 def programs(source, problems):

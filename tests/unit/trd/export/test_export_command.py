@@ -19,9 +19,10 @@ from torch.distributed.fsdp import fully_shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Qwen3Config, Qwen3ForCausalLM
 
-from recipe.trd.evaluate import fingerprint
+from recipe.trd.evaluate import model_weights
 from recipe.trd.export import __main__ as command
 from recipe.trd.export import compared_models, proof, proved_export
+from verl_ext.runtime import weight_files
 
 RANK, ALPHA = 4, 16
 QUESTIONS = [f"Problem: {number}+{number + 1}=?" for number in range(6)]
@@ -211,7 +212,7 @@ def test_all_parameters(make_run, export, tokenizer, shards):
     assert result["kind"] == "full"
     assert result["adapters"] is None
     assert result["differences_nats"]["exported"] == {"max": 0.0, "mean": 0.0, "kl": 0.0}
-    assert result["fingerprint"] == fingerprint.fingerprint(fingerprint.tensors(done.out))
+    assert result["fingerprint"] == weight_files.fingerprint(weight_files.hash_tensors(done.out))
     assert "trainer - exported" in done.said
 
 
@@ -247,7 +248,7 @@ def test_adapter_only(make_run, export, tokenizer, tmp_path):
     result = json.loads((done.out / "export.json").read_text())
     assert result["kind"] == "adapter"
     assert result["weights_against_base"] is None
-    assert not fingerprint.adapter_is_zero(done.out)
+    assert not model_weights.adapter_is_zero(done.out)
 
 
 def test_shards_of_adapters_alone_are_merged_into_the_base(make_run, export, tokenizer):

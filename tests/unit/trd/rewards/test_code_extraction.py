@@ -26,3 +26,18 @@ from recipe.trd.rewards.code_extraction import last_code
 )
 def test_code_of_a_response(response, code):
     assert last_code(response) == code
+
+
+@pytest.mark.parametrize(
+    ("response", "code"),
+    [
+        ("```python\na\n```\nBetter:\n```python\nb\n```", "b"),
+        ("```\na\n```", "a"),
+        ("```python\na\n```\n```python\nwhile b", "a"),
+        ("```python\na\nOr better:\n```python\nb\n```", "b"),
+        ("```python\ncut off", ""),
+        ("import sys\nprint(1)", ""),
+    ],
+)
+def test_only_closed_blocks_count_where_that_is_asked(response, code):
+    assert last_code(response, closed_only=True) == code

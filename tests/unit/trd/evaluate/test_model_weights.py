@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from recipe.trd.evaluate import fingerprint
+from recipe.trd.evaluate import model_weights
+from verl_ext.runtime.weight_files import hash_tensors
 
 
 @pytest.fixture
@@ -24,33 +25,8 @@ def save(folder: Path, *parts: dict[str, torch.Tensor]) -> Path:
     return folder
 
 
-def digest(folder: Path) -> str:
-    return fingerprint.fingerprint(fingerprint.tensors(folder))
-
-
-def compare(model: Path, base: Path) -> fingerprint.BaseComparison:
-    return fingerprint.compare(fingerprint.tensors(model), fingerprint.tensors(base))
-
-
-def test_fingerprint_does_not_depend_on_how_tensors_lie_in_files(tmp_path, weights):
-    names = list(weights)
-    whole = save(tmp_path / "whole", weights)
-    parts = save(tmp_path / "parts", {names[2]: weights[names[2]]}, {name: weights[name] for name in names[:2]})
-    assert digest(whole) == digest(parts)
-
-
-@pytest.mark.parametrize("change", ["value", "name", "shape", "dtype"])
-def test_fingerprint_changes_with_the_contents(tmp_path, weights, change):
-    other = dict(weights)
-    tensor = other.pop("model.b.weight")
-    if change == "value":
-        tensor = tensor.clone()
-        tensor[0] = torch.nextafter(tensor[0], torch.tensor(math.inf))
-    other["model.c.weight" if change == "name" else "model.b.weight"] = {
-        "shape": tensor.reshape(5, 1),
-        "dtype": tensor.to(torch.bfloat16),
-    }.get(change, tensor)
-    assert digest(save(tmp_path / "a", weights)) != digest(save(tmp_path / "b", other))
+def compare(model: Path, base: Path) -> model_weights.BaseComparison:
+    return model_weights.compare(hash_tensors(model), hash_tensors(base))
 
 
 def test_same_weights_are_equal_to_base_in_another_format_too(tmp_path, weights):
@@ -89,26 +65,11 @@ def test_models_that_cannot_be_compared_are_refused(tmp_path, weights):
         compare(broken, model)
 
 
-def test_damaged_files_are_refused(tmp_path, weights):
-    folder = save(tmp_path / "model", weights)
-    file = folder / "model-0.safetensors"
-    content = file.read_bytes()
-    file.write_bytes(content[:-4])
-    with pytest.raises(ValueError, match="copy it again"):
-        fingerprint.tensors(folder)
-    file.write_bytes(content[:8] + b"x" * 40)
-    with pytest.raises(ValueError, match="damaged"):
-        fingerprint.tensors(folder)
-    save(folder, weights, weights)
-    with pytest.raises(ValueError, match=r"is in model-0\.safetensors and in model-1\.safetensors"):
-        fingerprint.tensors(folder)
-
-
 def test_step_of_a_training_run_is_a_model_when_it_holds_one(tmp_path, weights):
     step = tmp_path / "global_step_3"
     exported = save(step / "actor" / "huggingface", weights)
-    assert fingerprint.resolve(str(step)) == exported
-    assert fingerprint.resolve(str(step / "actor")) == exported
+    assert model_weights.resolve(str(step)) == exported
+    assert model_weights.resolve(str(step / "actor")) == exported
 
 
 @pytest.mark.parametrize("given", [".", "actor"])
@@ -119,36 +80,36 @@ def test_shards_of_the_trainer_are_refused_with_the_command_that_exports_them(tm
     (step / "actor" / "huggingface" / "config.json").touch()
     (step / "actor" / "model_world_size_1_rank_0.pt").touch()
     with pytest.raises(ValueError, match=re.escape(f"python -m recipe.trd.export {step / given} DIR, then evaluate")):
-        fingerprint.resolve(str(step / given))
+        model_weights.resolve(str(step / given))
 
 
 def test_folder_without_safetensors_and_unknown_names_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"holds no \*\.safetensors"):
-        fingerprint.resolve(str(tmp_path))
+        model_weights.resolve(str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="neither a folder nor a model that the hub gives"):
-        fingerprint.resolve("nobody/nothing-of-this-name")
+        model_weights.resolve("nobody/nothing-of-this-name")
 
 
 def save_adapter(folder: Path, scale: float) -> Path:
     folder.mkdir(parents=True)
     prefix = "base_model.model.model.layers.0.q_proj"
     tensors = {f"{prefix}.lora_A.weight": torch.ones(2, 4), f"{prefix}.lora_B.weight": scale * torch.ones(4, 2)}
-    save_file(tensors, folder / fingerprint.ADAPTER_WEIGHTS)
+    save_file(tensors, folder / model_weights.ADAPTER_WEIGHTS)
     (folder / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 4}))
     return folder
 
 
 def test_adapter_beside_base_weights_is_not_forgotten(tmp_path, weights):
     model = save(tmp_path / "merged", weights)
-    adapter = save_adapter(model / fingerprint.ADAPTER_FOLDER, 1.0)
+    adapter = save_adapter(model / model_weights.ADAPTER_FOLDER, 1.0)
     with pytest.raises(ValueError, match=r"add --adapter .*lora_adapter"):
-        fingerprint.check_adapter(model, None)
-    fingerprint.check_adapter(model, adapter)
+        model_weights.check_adapter(model, None)
+    model_weights.check_adapter(model, adapter)
     with pytest.raises(ValueError, match=r"holds no adapter_model\.safetensors"):
-        fingerprint.check_adapter(model, tmp_path)
+        model_weights.check_adapter(model, tmp_path)
 
 
 @pytest.mark.parametrize(("scale", "zero"), [(0.0, True), (1e-6, False)])
 def test_adapter_that_changes_nothing_is_recognised(tmp_path, scale, zero):
-    assert fingerprint.adapter_is_zero(save_adapter(tmp_path / "adapter", scale)) is zero
+    assert model_weights.adapter_is_zero(save_adapter(tmp_path / "adapter", scale)) is zero

@@ -1,7 +1,7 @@
-"""Grades programs: with the public graders of their sets, EvalPlus and LiveCodeBench, or as the reward of training.
+"""Grades generated code with the public graders, EvalPlus and LiveCodeBench, or with tests as the training reward does.
 
-Programs of a model are code that nobody has read. The public graders run as they are, and run programs in processes
-with time limits, in no sandbox: use a container or a virtual machine. Other problems bring tests, which run in ours.
+Generated code is not to be trusted. The public graders run it in processes with time limits and without a sandbox: use
+a container or a virtual machine. Problems that come with tests are graded in the sandbox of `recipe.trd.rewards`.
 """
 
 import importlib.util
@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from recipe.trd.evaluate import pool, store
+from recipe.trd.evaluate import pool
 from recipe.trd.evaluate.store import Key
-from recipe.trd.evaluate.suites import Problem
-from recipe.trd.rewards import code_extraction, code_grading, code_tests, sandbox
+from recipe.trd.evaluate.suites import SuiteProblem
+from recipe.trd.rewards import code_grading, code_tests, sandbox
+from recipe.trd.rewards.code_extraction import last_code
+from verl_ext.runtime import files
 
 ABILITIES = frozenset({"code", "coding"})
 
@@ -30,15 +32,13 @@ EVALPLUS = {"humaneval_plus": "humaneval", "mbpp_plus": "mbpp"}
 LIVECODEBENCH = "livecodebench"
 
 TESTS = "tests"
-"""Problems whose ground truth is tests: TACO, APPS, rows of one's own."""
+"""Name of the grader for problems whose ground truth is tests: TACO, APPS, own data."""
 
 _PACKAGE = {"evalplus": "evalplus", LIVECODEBENCH: "lcb_runner"}
 _HOW_TO_INSTALL = {
     "evalplus": "pip install evalplus==0.3.1",
     LIVECODEBENCH: "git clone https://github.com/LiveCodeBench/LiveCodeBench and put it on PYTHONPATH",
 }
-
-_BLOCK = re.compile(r"```[ \t]*(?:python3?|py)?[ \t]*\r?\n(.*?)```", re.DOTALL | re.IGNORECASE)
 
 # Runs where LiveCodeBench is importable; from standard input, to the file that is its argument.
 _LIVECODEBENCH_SCRIPT = """
@@ -55,22 +55,16 @@ json.dump(passed, open(sys.argv[1], "w"))
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What a grader says of one program."""
+class CodeGrade:
+    """The result of one program."""
 
     correct: bool
     program: str
-    outcome: str = pool.Outcome.DONE
+    outcome: str = pool.CallOutcome.DONE
     error: str = ""
 
 
-def last_program(text: str) -> str:
-    """The last Python block of a response; empty if there is none that is closed."""
-    blocks = _BLOCK.findall(text)
-    return blocks[-1].rstrip() if blocks else ""
-
-
-def grader_of(problem: Problem) -> str:
+def grader_of(problem: SuiteProblem) -> str:
     """Name of the grader: `evalplus/<set>`, `livecodebench` or `tests`.
 
     Raises:
@@ -90,7 +84,7 @@ def grader_of(problem: Problem) -> str:
 
 
 def check_installed(name: str) -> None:
-    """Refuse before sampling what could not be graded after it.
+    """Find out before sampling whether the samples can be graded.
 
     Raises:
         ValueError: the grader is not installed, or no sandbox works here; the message says what to do.
@@ -110,8 +104,8 @@ def check_installed(name: str) -> None:
 
 
 def grade(
-    name: str, texts: Mapping[Key, str], problems: Mapping[str, Problem], workers: int, timeout_s: float
-) -> dict[Key, Verdict]:
+    name: str, texts: Mapping[Key, str], problems: Mapping[str, SuiteProblem], workers: int, timeout_s: float
+) -> dict[Key, CodeGrade]:
     """Grade programs; see `grader_of` for the names.
 
     Raises:
@@ -119,7 +113,8 @@ def grade(
     """
     if name == TESTS:
         return _by_tests(texts, problems, workers, timeout_s)
-    programs = {key: last_program(text) for key, text in texts.items()}
+    # The public graders do not tell code that was cut off from other code: it is not handed to them.
+    programs = {key: last_code(text, closed_only=True) for key, text in texts.items()}
     with tempfile.TemporaryDirectory(prefix="grading-") as folder:
         if name == LIVECODEBENCH:
             return _livecodebench(programs, problems, Path(folder), workers, timeout_s)
@@ -127,60 +122,60 @@ def grade(
 
 
 def _by_tests(
-    texts: Mapping[Key, str], problems: Mapping[str, Problem], workers: int, timeout_s: float
-) -> dict[Key, Verdict]:
-    """As the reward of training grades, but on all tests of a problem, and in order up to the first that fails."""
+    texts: Mapping[Key, str], problems: Mapping[str, SuiteProblem], workers: int, timeout_s: float
+) -> dict[Key, CodeGrade]:
+    """As the training reward, but with all tests of a problem, in order up to the first that fails."""
     options = code_grading.CodeRewardOptions(max_tests=None, timeout_s=max(1, round(timeout_s)))
 
-    def verdict(item: tuple[Key, str]) -> tuple[Key, Verdict]:
+    def graded(item: tuple[Key, str]) -> tuple[Key, CodeGrade]:
         key, text = item
-        program = code_extraction.last_code(text)
+        program = last_code(text)
         if not program:
-            return key, Verdict(False, "", error="no program in the response")
+            return key, CodeGrade(False, "", error="no program in the response")
         tests = code_tests.read(problems[key[0]].ground_truth)
         last = code_grading.grade(program, tests, options, stop_at_failure=True)[-1]
-        late = last is code_grading.CodeVerdict.TIMEOUT
-        outcome = pool.Outcome.TIMEOUT if late else pool.Outcome.DONE
-        return key, Verdict(last is code_grading.CodeVerdict.PASSED, program, outcome)
+        is_timeout = last is code_grading.CodeVerdict.TIMEOUT
+        outcome = pool.CallOutcome.TIMEOUT if is_timeout else pool.CallOutcome.DONE
+        return key, CodeGrade(last is code_grading.CodeVerdict.PASSED, program, outcome)
 
     with ThreadPoolExecutor(workers) as threads:
-        return dict(threads.map(verdict, sorted(texts.items())))
+        return dict(threads.map(graded, sorted(texts.items())))
 
 
 def _evalplus(
-    dataset: str, programs: Mapping[Key, str], problems: Mapping[str, Problem], folder: Path, workers: int
-) -> dict[Key, Verdict]:
+    dataset: str, programs: Mapping[Key, str], problems: Mapping[str, SuiteProblem], folder: Path, workers: int
+) -> dict[Key, CodeGrade]:
     """Base and extra tests have to pass. EvalPlus keeps the order of the programs for a task, and wants all tasks."""
     keys: dict[str, list[Key]] = defaultdict(list)
     for key in sorted(programs):
         keys[_task_id(problems[key[0]], dataset)].append(key)
     samples = folder / "samples.jsonl"
-    rows = [{"task_id": task, "solution": programs[key]} for task, members in keys.items() for key in members]
-    store.write_lines(samples, rows)
+    solutions = [{"task_id": task, "solution": programs[key]} for task, members in keys.items() for key in members]
+    files.write_lines(samples, solutions)
     command = ["-m", "evalplus.evaluate", "--dataset", dataset, "--samples", str(samples), "--parallel", str(workers)]
-    result = folder / "samples_eval_results.json"
-    _run_grader(command, "", result, "EvalPlus (it grades whole sets only: leave out --limit)")
-    graded = json.loads(result.read_text(encoding="utf-8"))["eval"]
-    verdicts = {}
+    results = folder / "samples_eval_results.json"
+    _run_grader(command, "", results, "EvalPlus (it grades whole sets only: leave out --limit)")
+    graded = json.loads(results.read_text(encoding="utf-8"))["eval"]
+    grades = {}
     for task, members in keys.items():
-        for key, row in zip(members, graded[task], strict=True):
-            statuses = (row["base_status"], row["plus_status"])
-            verdicts[key] = Verdict(
+        for key, result in zip(members, graded[task], strict=True):
+            statuses = (result["base_status"], result["plus_status"])
+            grades[key] = CodeGrade(
                 statuses == ("pass", "pass"), programs[key], _outcome(statuses), _error(programs[key])
             )
-    return verdicts
+    return grades
 
 
 def _outcome(statuses: Sequence[str]) -> str:
-    return pool.Outcome.TIMEOUT if "timeout" in statuses else pool.Outcome.DONE
+    return pool.CallOutcome.TIMEOUT if "timeout" in statuses else pool.CallOutcome.DONE
 
 
 def _error(program: str) -> str:
     return "" if program else "no closed Python block in the response"
 
 
-def _task_id(problem: Problem, dataset: str) -> str:
-    """EvalPlus's name of a task; the table of MBPP+ on the hub has the numbers alone."""
+def _task_id(problem: SuiteProblem, dataset: str) -> str:
+    """EvalPlus's name of a task; MBPP+ on the hub has only its number."""
     for column in ("task_id", "id", "source_id"):
         if value := problem.extra_info.get(column):
             return str(value) if "/" in str(value) else f"{dataset.capitalize()}/{value}"
@@ -190,8 +185,8 @@ def _task_id(problem: Problem, dataset: str) -> str:
 
 
 def _livecodebench(
-    programs: Mapping[Key, str], problems: Mapping[str, Problem], folder: Path, workers: int, timeout_s: float
-) -> dict[Key, Verdict]:
+    programs: Mapping[Key, str], problems: Mapping[str, SuiteProblem], folder: Path, workers: int, timeout_s: float
+) -> dict[Key, CodeGrade]:
     """All tests have to pass. The tests come with the problem, in the form that LiveCodeBench reads."""
     keys: dict[str, list[Key]] = defaultdict(list)
     for key in sorted(programs):
@@ -206,9 +201,9 @@ def _livecodebench(
     _run_grader(["-c", _LIVECODEBENCH_SCRIPT, str(result)], json.dumps(task), result, "LiveCodeBench")
     passed = json.loads(result.read_text(encoding="utf-8"))
     return {
-        key: Verdict(bool(verdict), programs[key], error=_error(programs[key]))
-        for members, verdicts in zip(keys.values(), passed, strict=True)
-        for key, verdict in zip(members, verdicts, strict=True)
+        key: CodeGrade(bool(is_right), programs[key], error=_error(programs[key]))
+        for members, results in zip(keys.values(), passed, strict=True)
+        for key, is_right in zip(members, results, strict=True)
     }
 
 

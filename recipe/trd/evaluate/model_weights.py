@@ -1,45 +1,34 @@
-"""Which weights are evaluated: a hash over their contents, and whether they are those of the base model.
+"""Which weights are evaluated: where they are, and whether they are those of the base model.
 
-An evaluation of a checkpoint whose training never reached the exported files looks like any other and says nothing: an
-adapter that was saved beside the base weights, a merge that was forgotten, a path to the wrong folder.
+An evaluation of weights that are not the trained ones looks like any other: an adapter that was saved next to the base
+weights and not loaded, a merge that was forgotten, a path to the wrong folder.
 """
 
 import hashlib
-import json
 import math
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from verl_ext.runtime.weight_files import HashedTensor, hash_tensors
 
 if TYPE_CHECKING:
     import torch
 
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 ADAPTER_FOLDER = "lora_adapter"
-"""Where verl's merger leaves an adapter, beside base weights that it did not change."""
+"""Where verl's merger leaves an adapter, next to base weights that it did not change."""
 
 SIDE_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-"""Files that samples depend on beside the weights."""
+"""Other files of a model that its samples depend on."""
 
-_CHUNK_BYTES = 16 << 20
 _CHUNK_ELEMENTS = 16 << 20
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One tensor of a checkpoint."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-    digest: str
-
-
-@dataclass(frozen=True)
 class BaseComparison:
-    """How a model differs from the one it is said to be trained from, on the tensors that both have."""
+    """How a model differs from the one that it was trained from, on the tensors that both have."""
 
     equal: bool
     num_tensors: int
@@ -92,71 +81,23 @@ def _from_hub(model: str) -> Path:
 
 
 def check_adapter(folder: Path, adapter: Path | None) -> None:
-    """Refuse a model whose training lies in an adapter that would be left out, and an adapter that is none.
+    """Refuse a model whose adapter would not be evaluated, and a folder that holds no adapter.
 
     Raises:
         ValueError: the message says which argument is missing.
     """
-    beside = folder / ADAPTER_FOLDER
-    if adapter is None and (beside / ADAPTER_WEIGHTS).exists():
+    unused = folder / ADAPTER_FOLDER
+    if adapter is None and (unused / ADAPTER_WEIGHTS).exists():
         raise ValueError(
             f"{folder} holds base weights with an adapter beside them, and the adapter would not be evaluated: add "
-            f"--adapter {beside}, or merge it into the weights; to evaluate the base, give the base model"
+            f"--adapter {unused}, or merge it into the weights; to evaluate the base, give the base model"
         )
     if adapter is not None and not (adapter / ADAPTER_WEIGHTS).is_file():
         raise ValueError(f"--adapter {adapter} holds no {ADAPTER_WEIGHTS}")
 
 
-def tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder by name, hashed.
-
-    Raises:
-        ValueError: a file is damaged, or two files hold the same tensor.
-    """
-    files = sorted(folder.glob("*.safetensors"))
-    found: dict[str, Tensor] = {}
-    with ThreadPoolExecutor(4) as pool:
-        for hashed in pool.map(lambda file: list(_hashed(file)), files):
-            for name, tensor in hashed:
-                if name in found:
-                    raise ValueError(
-                        f"tensor {name} is in {found[name].file.name} and in {tensor.file.name} of {folder}"
-                    )
-                found[name] = tensor
-    return found
-
-
-def _hashed(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """Reads the format itself: the library gives bfloat16 to torch alone, and hashing needs only bytes."""
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(size))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is no safetensors file, or a damaged one") from error
-        for name, entry in header.items():
-            if name == "__metadata__":
-                continue
-            start, end = entry["data_offsets"]
-            file.seek(8 + size + start)
-            digest = hashlib.sha256(json.dumps([name, entry["dtype"], entry["shape"]]).encode())
-            left = end - start
-            while left:
-                chunk = file.read(min(left, _CHUNK_BYTES))
-                if not chunk:
-                    raise ValueError(f"{path} ends before its tensor {name} does: copy it again")
-                digest.update(chunk)
-                left -= len(chunk)
-            yield name, Tensor(path, entry["dtype"], tuple(entry["shape"]), digest.hexdigest())
-
-
-def fingerprint(found: Mapping[str, Tensor]) -> str:
-    """Hash over names, types, shapes and contents; the same however the tensors are spread over files."""
-    return hashlib.sha256("\n".join(found[name].digest for name in sorted(found)).encode()).hexdigest()
-
-
 def side_files(folder: Path) -> str:
-    """Hash over configuration, tokeniser and chat template."""
+    """Hash over configuration, tokenizer and chat template."""
     digest = hashlib.sha256()
     for name in SIDE_FILES:
         path = folder / name
@@ -164,11 +105,15 @@ def side_files(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def compare(model: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> BaseComparison:
+def compare(model: Mapping[str, HashedTensor], base: Mapping[str, HashedTensor]) -> BaseComparison:
     """Compare two models by the values of their tensors.
 
-    Where the number formats differ, both are rounded to the narrower one first: an export in another format is no
-    training.
+    Where the number formats differ, both are rounded to the narrower one first: an export in another format alone is
+    not a difference.
+
+    Args:
+        model: its tensors by name, hashed in full.
+        base: likewise.
 
     Raises:
         ValueError: they have no tensor in common, or one with different shapes.
@@ -178,14 +123,14 @@ def compare(model: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> BaseComp
         raise ValueError("model and --base have no tensor name in common: is --base the model that was trained?")
     changed, moved, total = 0, 0.0, 0.0
     for name in common:
-        mine, theirs = model[name], base[name]
-        if mine.shape != theirs.shape:
+        of_model, of_base = model[name], base[name]
+        if of_model.shape != of_base.shape:
             raise ValueError(
-                f"tensor {name} has shape {mine.shape} in the model and {theirs.shape} in --base: "
+                f"tensor {name} has shape {of_model.shape} in the model and {of_base.shape} in --base: "
                 "is --base the model that was trained?"
             )
-        if mine.digest != theirs.digest:
-            difference, norm = _square_distance(_read(mine, name), _read(theirs, name), name)
+        if of_model.digest != of_base.digest:
+            difference, norm = _square_distance(_read(of_model, name), _read(of_base, name), name)
             changed += difference > 0
             moved += difference
             total += norm if difference else 0.0
@@ -199,28 +144,28 @@ def compare(model: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> BaseComp
     )
 
 
-def _read(tensor: Tensor, name: str) -> "torch.Tensor":
+def _read(tensor: HashedTensor, name: str) -> "torch.Tensor":
     from safetensors import safe_open
 
     with safe_open(tensor.file, framework="pt") as file:
         return file.get_tensor(name)
 
 
-def _square_distance(mine: "torch.Tensor", base: "torch.Tensor", name: str) -> tuple[float, float]:
+def _square_distance(model: "torch.Tensor", base: "torch.Tensor", name: str) -> tuple[float, float]:
     """Squared norms of the difference and of the base's tensor, in double precision, part by part."""
-    narrower = min(mine.dtype, base.dtype, key=lambda dtype: dtype.itemsize)
+    narrower = min(model.dtype, base.dtype, key=lambda dtype: dtype.itemsize)
     distance, norm = 0.0, 0.0
-    for ours, theirs in zip(*(tensor.flatten().split(_CHUNK_ELEMENTS) for tensor in (mine, base)), strict=True):
-        theirs = theirs.to(narrower).double()
-        distance += float((ours.to(narrower).double() - theirs).square().sum())
-        norm += float(theirs.square().sum())
+    for of_model, of_base in zip(*(tensor.flatten().split(_CHUNK_ELEMENTS) for tensor in (model, base)), strict=True):
+        rounded_base = of_base.to(narrower).double()
+        distance += float((of_model.to(narrower).double() - rounded_base).square().sum())
+        norm += float(rounded_base.square().sum())
     if not math.isfinite(distance):
         raise ValueError(f"tensor {name} holds values that are not finite: the training, or the export, went wrong")
     return distance, norm
 
 
 def adapter_is_zero(adapter: Path) -> bool:
-    """Whether a LoRA adapter changes nothing: all its B matrices are 0."""
-    found = tensors(adapter)
+    """Whether a LoRA adapter has no effect: all its B matrices are 0."""
+    found = hash_tensors(adapter)
     names = [name for name in found if ".lora_B." in name or ".lora_embedding_B" in name]
     return bool(names) and not any(bool(_read(found[name], name).any()) for name in names)

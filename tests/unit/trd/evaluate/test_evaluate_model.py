@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from recipe.trd.evaluate import __main__ as command
-from recipe.trd.evaluate import result, run
+from recipe.trd.evaluate import result, suites
 
 TRUTHS = ["1", "2", "3"]
 # Answers of the samples; None is a response without a box.
@@ -39,8 +40,8 @@ def folders(tmp_path, monkeypatch):
 
 
 def sampled(folder, answers, *, name="small"):
-    """Write samples as the engine would have."""
-    problems = run.suites.load(name, run.Path("data/small/test.parquet")).problems
+    """Write samples as the engine would."""
+    problems = suites.load(name, Path("data/small/test.parquet")).problems
     rows = []
     for problem, texts in zip(problems, answers, strict=True):
         for number, answer in enumerate(texts):

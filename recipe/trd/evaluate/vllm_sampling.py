@@ -1,38 +1,38 @@
 """Draws the samples that are missing, with vLLM in this process."""
 
+import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from recipe.trd.evaluate import settings
-from recipe.trd.evaluate.suites import Problem
+from recipe.trd.evaluate.suites import SuiteProblem
 
 MAX_IN_FLIGHT = 2048
-"""Requests that the engine holds at a time; it needs a few hundred to be busy, and memory for each."""
+"""Requests in the engine at a time: a few hundred keep it busy, and each needs memory."""
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedSample:
     """One sample to draw."""
 
     problem_set: str
-    problem: Problem
+    problem: SuiteProblem
     sample: int
 
 
 @dataclass(frozen=True)
 class Chat:
-    """How a conversation becomes a prompt: a chat template (None is the tokeniser's own) and its arguments."""
+    """How a conversation becomes a prompt: a chat template (None is the tokenizer's own) and its arguments."""
 
     template: str | None
     arguments: Mapping[str, Any]
 
 
-def prompt_ids(tokenizer: Any, problem: Problem, chat: Chat) -> list[int]:
-    """Token ids of a problem, up to where the assistant speaks.
+def prompt_ids(tokenizer: Any, problem: SuiteProblem, chat: Chat) -> list[int]:
+    """Token ids of a problem's prompt, up to where the response begins.
 
     Raises:
         ValueError: there is no chat template.
@@ -54,10 +54,10 @@ def prompt_ids(tokenizer: Any, problem: Problem, chat: Chat) -> list[int]:
 
 
 class Engine:
-    """vLLM with one model. Made when something is to be sampled only: it takes a device and a while."""
+    """vLLM with one model. Created only when samples are missing: it needs a device and takes a while to start."""
 
     def __init__(self, folder: Path, *, adapter: Path | None, options: Mapping[str, Any]):
-        # In this process, with a schedule that does not depend on timing; and nothing is left behind by kill -9.
+        # In this process: the schedule does not depend on timing, and `kill -9` leaves no process behind.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         from vllm import LLM
@@ -65,7 +65,7 @@ class Engine:
         from vllm.platforms import current_platform
 
         lora = {} if adapter is None else {"enable_lora": True, "max_lora_rank": _lora_rank(adapter)}
-        # vLLM turns the generator of a request back after a part of its prompt, which torch's on the CPU cannot do.
+        # vLLM resets the generator of a request after a part of its prompt, which torch on the CPU cannot do.
         whole = {"enable_chunked_prefill": False} if current_platform.is_cpu() else {}
         self._llm = LLM(model=str(folder), **{**lora, **whole, **options})
         self._adapter = None if adapter is None else LoRARequest("evaluated", 1, str(adapter))
@@ -76,7 +76,7 @@ class Engine:
         self.dtype = str(self._llm.llm_engine.model_config.dtype)
 
     def check_lengths(self, lengths: Sequence[int], *, max_tokens: int) -> None:
-        """Refuse prompts that leave no room for a whole response: it would be cut, and counted as the model's fault.
+        """Refuse prompts that leave no room for a whole response: it would be cut and count as wrong.
 
         Raises:
             ValueError: the message names the length that fits.
@@ -89,8 +89,8 @@ class Engine:
             )
 
     def draw(
-        self, wanted: Sequence[Wanted], prompts: Mapping[str, list[int]], sampling: settings.Sampling
-    ) -> Iterator[tuple[Wanted, dict[str, Any]]]:
+        self, wanted: Sequence[WantedSample], prompts: Mapping[str, list[int]], sampling: settings.Sampling
+    ) -> Iterator[tuple[WantedSample, dict[str, Any]]]:
         """Draw samples, and yield each when it is finished.
 
         Args:
@@ -99,14 +99,14 @@ class Engine:
             sampling: how they are drawn.
 
         Yields:
-            The sample, and its row but for what the caller knows better.
+            The sample, and its text, lengths and finish reason.
         """
         from vllm.inputs import tokens_input
 
         engine = self._llm.llm_engine
-        # An iterator: each turn of the loop goes on where the last one stopped.
+        # An iterator: each round of the loop continues where the last one stopped.
         waiting = iter(enumerate(wanted))
-        running: dict[str, Wanted] = {}
+        running: dict[str, WantedSample] = {}
         while True:
             for number, item in waiting:
                 running[str(number)] = item
@@ -119,19 +119,17 @@ class Engine:
                 return
             for output in engine.step():
                 if output.finished:
-                    yield running.pop(output.request_id), _row(output)
+                    yield running.pop(output.request_id), _drawn(output)
 
 
 def _lora_rank(adapter: Path) -> int:
-    """Smallest rank that vLLM knows and that the adapter fits in."""
-    import json
-
+    """Smallest rank that vLLM supports and the adapter fits in."""
     config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
     rank = max([int(config["r"]), *map(int, (config.get("rank_pattern") or {}).values())])
     return next((size for size in (8, 16, 32, 64, 128, 256, 320, 512) if size >= rank), rank)
 
 
-def _parameters(sampling: settings.Sampling, item: Wanted) -> Any:
+def _parameters(sampling: settings.Sampling, item: WantedSample) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -147,7 +145,7 @@ def _parameters(sampling: settings.Sampling, item: Wanted) -> Any:
     )
 
 
-def _row(output: Any) -> dict[str, Any]:
+def _drawn(output: Any) -> dict[str, Any]:
     completion = output.outputs[0]
     return {
         "finish_reason": completion.finish_reason,
@@ -155,14 +153,3 @@ def _row(output: Any) -> dict[str, Any]:
         "num_prompt_tokens": len(output.prompt_token_ids),
         "text": completion.text,
     }
-
-
-class Stopwatch:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    def seconds(self) -> float:
-        """Elapsed, s."""
-        return round(time.monotonic() - self._start, 3)
