@@ -1,4 +1,4 @@
-"""Training problems that are evaluation problems, found by the words that they share in a row.
+"""Finds training problems that are evaluation problems, by runs of words that both contain.
 
 A training problem is contaminated by an evaluation problem if
 
@@ -7,10 +7,10 @@ A training problem is contaminated by an evaluation problem if
   least `min_overlap` of the evaluation problem's words.
 
 Runs that more than four evaluation problems share are stock phrases ("where m and n are relatively prime positive
-integers. Find m + n."): they count for nothing, and words that are in no other run are not the problem's own. Without
-this rule, and without a share, every training problem in the style of a competition would go.
+integers. Find m + n."): they do not count, nor do words that are in no other run. Without this rule, and without a
+minimum share, every training problem in the style of a competition would be removed.
 
-Runs of 13 words are the filter of GPT-3 (arXiv 2005.14165, appendix C); the share and the limit of four are ours.
+Runs of 13 words are the filter of GPT-3 (arXiv 2005.14165, appendix C); share and limit were chosen here.
 """
 
 from collections import defaultdict
@@ -71,7 +71,7 @@ class EvaluationIndex:
     def match(self, problem: str) -> Match | None:
         """The evaluation problem that contaminates this one, the most alike if there are several; None if none does."""
         spelled = words(problem)
-        # A text without a word is like every other one of its kind, and like none.
+        # Texts without a single word would all be equal.
         if spelled and spelled in self._problems:
             return Match(self._problems[spelled].set, self._problems[spelled].id, 1.0)
         shares = {other: len(own) / self._num_own[other] for other, own in self._covered(spelled).items()}

@@ -1,4 +1,4 @@
-"""One row for each problem: later copies go, and problems whose copies disagree about the answer go altogether."""
+"""Removes later copies of a problem, and problems whose copies have different answers."""
 
 from collections import Counter
 from collections.abc import Iterable

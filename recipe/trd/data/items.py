@@ -1,4 +1,4 @@
-"""A problem on its way from a source's row to ours, and the reasons why a row cannot be one."""
+"""A problem between a source's row and the prepared row, and the reasons why a row cannot be used."""
 
 import math
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ class Item:
     """One problem with what a rule needs to grade its solutions."""
 
     problem: str
-    """The task alone: what is asked of the form of the answer is the instruction's business."""
+    """Without the instruction, which says what form the answer must have."""
 
     ground_truth: str
-    r"""Mathematics: the answer without `\boxed`. Programs: the tests as JSON, see `programs.py`."""
+    r"""Mathematics: the answer without `\boxed`. Code: the tests as JSON, see `programs.py`."""
 
     reference_solution: str | None = None
     """A worked solution, where the set has one."""
@@ -25,7 +25,7 @@ class Item:
     """The set's own name for the problem."""
 
     instruction: str | None = None
-    """What this row asks of the form of the answer; None is the default of its kind."""
+    """Form of the answer that this row asks for; None for the default of its kind."""
 
     index: int = -1
     """Position in the source's split."""
@@ -49,7 +49,7 @@ def text(row: Row, column: str, what: str) -> str:
     Args:
         row: the source's row.
         column: its name.
-        what: what it is to us, for the reason (`problem`, `answer`).
+        what: its meaning, for the reason (`problem`, `answer`).
 
     Raises:
         UnusableRow: there is no such column, or it holds no text.

@@ -1,4 +1,4 @@
-"""Lengths of prompts as the run will count them: in tokens, with the chat template around them."""
+"""Lengths of prompts as the run will count them: in tokens, with the chat template."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,7 +25,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 class PromptLengths:
-    """Counts tokens of prompts, leaves out the long ones, and remembers what it saw of the others."""
+    """Leaves out long prompts and counts the lengths of the others."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase | None, max_length: int | None, template_kwargs: Mapping[str, Any]

@@ -20,7 +20,7 @@ def clean_answer(answer: str) -> str:
         UnusableRow: nothing is left.
     """
     answer = answer.strip()
-    # Twice: a box stands inside of dollar signs as well as around them.
+    # Twice: a box may be inside dollar signs or around them.
     for _ in range(2):
         if len(answer) > 1 and answer[0] == answer[-1] == "$" and "$" not in answer.strip("$"):
             answer = answer.strip("$").strip()
@@ -54,14 +54,14 @@ def math_row(
     else:
         raise UnusableRow("neither an answer nor a solution")
     if worked is not None and worked.strip("$ .") == f"\\boxed{{{last_boxed(worked)}}}":
-        # A box alone is the answer again, and no reference to learn from.
+        # Only the boxed answer: no solution to learn from.
         worked = None
     name = "" if id_column is None or row.get(id_column) is None else str(row[id_column])
     return Item(text(row, problem, "problem"), clean_answer(found), worked, name)
 
 
 def gsm8k_row(row: Row) -> Item:
-    """GSM8K: the answer stands behind `####` at the end of the solution; thousands separators go.
+    """GSM8K: the answer comes after `####` at the end of the solution; thousands separators are removed.
 
     Raises:
         UnusableRow: no problem, or no `####`.
@@ -74,7 +74,7 @@ def gsm8k_row(row: Row) -> Item:
 
 
 def dapo_row(row: Row) -> Item:
-    """DAPO-Math-17k: verl's format already; its instructions are taken off.
+    """DAPO-Math-17k: already in verl's format; its instructions are removed.
 
     Raises:
         UnusableRow: no problem, or no answer.

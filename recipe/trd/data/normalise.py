@@ -1,4 +1,4 @@
-"""Texts of problems made comparable: whitespace, case and the ways to lay out one formula do not count."""
+"""Normalises texts of problems for comparison: whitespace, case and the layout of formulas do not count."""
 
 import re
 import unicodedata
@@ -18,7 +18,7 @@ def _plain(text: str) -> str:
 
 
 def key(text: str) -> str:
-    """What two copies of one problem have in common. Signs stay: x+1 and x-1 are different problems."""
+    """Text that is equal for copies of a problem. Signs stay: x+1 and x-1 are different problems."""
     text = _SPACE_AT_SIGNS.sub(r"\1", _BRACED_CHARACTER.sub(r"\1", _plain(text)))
     return " ".join(text.split()).rstrip(".?!:;,")
 

@@ -1,4 +1,4 @@
-"""What `prepare` can be told, as types; the command line in `__main__.py` has the defaults and the explanations."""
+"""Options of `prepare`; the command line in `__main__.py` has their defaults and explanations."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from recipe.trd.data.sources import CODE, MATH
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Names of the columns of rows of your own."""
+    """Names of the columns of your own data."""
 
     prompt: str
     answer: str
@@ -19,7 +19,7 @@ class Columns:
     kind: str
 
     def __post_init__(self) -> None:
-        """Refuse a kind that is none."""
+        """Refuse an unknown kind."""
         if self.kind not in (MATH, CODE):
             raise ValueError(f"--kind={self.kind} must be {MATH} or {CODE}")
 
@@ -32,10 +32,10 @@ class Options:
     out: Path
     from_path: Path | None
     splits: tuple[str, ...]
-    """Ours; empty for all that the set has."""
+    """`train`, `test`; empty for all that the set has."""
 
     columns: Columns | None
-    """For rows of your own; None for the public sets."""
+    """For your own data; None for the public sets."""
 
     system: str | None
     instruction: str | None
@@ -56,7 +56,7 @@ class Options:
     keep_flagged: bool
 
     def __post_init__(self) -> None:
-        """Refuse values that mean nothing, or nothing together."""
+        """Refuse values that are out of range or do not go together."""
         if self.max_prompt_length is not None and self.tokenizer is None:
             raise ValueError("--max-prompt-length counts tokens: it needs --tokenizer, the path of the student's")
         for flag, value, least in (

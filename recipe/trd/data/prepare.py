@@ -14,20 +14,20 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from recipe.trd.data import card, dedup, lengths, mathematics, programs, reading, schema
-from recipe.trd.data.card import Card, SplitCard
+from recipe.trd.data import dedup, lengths, mathematics, preparation_card, prepared_file, programs, reading
 from recipe.trd.data.decontaminate import EvaluationIndex, EvaluationProblem
 from recipe.trd.data.items import FlaggedRow, Item, Row, UnusableRow
 from recipe.trd.data.options import Columns, Options
+from recipe.trd.data.preparation_card import Card, SplitCard
 from recipe.trd.data.sources import EVALUATION_SETS, INSTRUCTIONS, MATH, SOURCES, TEST, TRAIN, Source
 
 DEFAULT_VAL_SIZE = 256
-"""Rows of val.parquet, or a tenth of all if that is less."""
+"""Rows of val.parquet; a tenth of all rows if that is less."""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What every step of one preparation needs."""
+    """Shared by all steps of one preparation."""
 
     options: Options
     source: Source
@@ -51,7 +51,7 @@ def prepare(options: Options) -> Card:
     rows = _open(job, splits)
     if TRAIN in rows:
         job.compared.extend(_evaluation_problems(job, own_test=TEST in rows))
-    result = Card(options.name, source.hub, source.license, card.settings(asdict(options)), None)
+    result = Card(options.name, source.hub, source.license, preparation_card.settings(asdict(options)), None)
     # The test split first: training rows are compared with it as well.
     for split in sorted(rows, key=lambda split: split == TRAIN):
         origin, raw = rows[split]
@@ -96,7 +96,7 @@ def _custom_program(row: Row, *, as_answer: partial[Item]) -> Item:
 
 
 def _open(job: _Job, splits: Sequence[str]) -> dict[str, tuple[str, Iterator[Any]]]:
-    """Our split to where its rows come from and the rows."""
+    """Split to where its rows come from, and the rows."""
     source, path = job.source, job.options.from_path
     if path is None:
         return {split: ("the hub", reading.hub_rows(job.options.name, source, split)) for split in splits}
@@ -141,7 +141,7 @@ def _items(rows: Iterable[Any], job: _Job, part: SplitCard) -> Iterator[Item]:
 
 
 def _noting(items: Iterable[Item], job: _Job) -> Iterator[Item]:
-    """The same items; their problems become some that training rows are compared with."""
+    """The same items; their problems are added to those that training rows are compared with."""
     for item in items:
         job.compared.append(EvaluationProblem(job.options.name, item.id or str(item.index), item.problem))
         yield item
@@ -151,7 +151,7 @@ def _evaluation_problems(job: _Job, *, own_test: bool) -> Iterator[EvaluationPro
     """Problems of the sets that training rows are compared with: prepared ones, else from the hub.
 
     Raises:
-        ValueError: some can be had from neither; all of them are named.
+        ValueError: some are neither prepared nor on the hub; the message names them all.
     """
     options = job.options
     missing = []
@@ -160,7 +160,7 @@ def _evaluation_problems(job: _Job, *, own_test: bool) -> Iterator[EvaluationPro
         if own_test and name == options.name:
             continue
         if path.is_file():
-            yield from (EvaluationProblem(name, id_, problem) for id_, problem in schema.problems(path))
+            yield from (EvaluationProblem(name, id_, problem) for id_, problem in prepared_file.problems(path))
         elif name in SOURCES and TEST in SOURCES[name].splits:
             try:
                 yield from _hub_problems(name)
@@ -225,11 +225,11 @@ def _write(files: dict[str, Iterable[Item]], job: _Job, part: SplitCard) -> None
     for split, items in files.items():
         rows = counter.filter((_row(item, split, job) for item in items), part.dropped)
         path = options.out / options.name / f"{split}.parquet"
-        num_rows = schema.write(path, _counting_references(rows, part))
+        num_rows = prepared_file.write(path, _counting_references(rows, part))
         if num_rows:
             part.written[path.name] = num_rows
         else:
-            # A file of an earlier preparation would pass for one of this.
+            # A file of an earlier preparation would be taken for one of this.
             path.unlink(missing_ok=True)
     part.prompt_tokens = counter.summary()
     if not part.written:

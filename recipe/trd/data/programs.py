@@ -1,8 +1,8 @@
-"""Rows of programming sets to items. The ground truth is JSON, in the two shapes that verl's graders of programs read.
+"""Rows of programming sets to items. The ground truth is JSON, in the two shapes that verl's code graders read.
 
     {"inputs": [...], "outputs": [...]}                     standard input to standard output
-    {"inputs": [...], "outputs": [...], "fn_name": "f"}     calls: an input is one JSON value a line, for each argument
-    {"assert_case": [...]}                                  code that fails, run after the program
+    {"inputs": [...], "outputs": [...], "fn_name": "f"}     calls: an input is a line of JSON for each argument
+    {"assert_case": [...]}                                  statements that raise where the code is wrong
 
 Source: verl 0.9.1 `utils/reward_score/prime_code` and `utils/reward_score/sandbox_fusion`.
 """
@@ -29,7 +29,7 @@ FUNCTION_INSTRUCTION = (
 
 
 def instruction(ground_truth: str) -> str:
-    """What is asked of a program that has these tests."""
+    """The instruction for a problem with these tests."""
     return STDIN_INSTRUCTION if json.loads(ground_truth).keys() == {"inputs", "outputs"} else FUNCTION_INSTRUCTION
 
 
@@ -39,7 +39,7 @@ def tests_json(inputs: Sequence[Any], outputs: Sequence[Any], fn_name: str | Non
     Args:
         inputs: for each test a text or a list of lines; with a function, a list of arguments, or the text of them.
         outputs: for each test a text or a list of lines; with a function, a value, or its text where the input is text.
-        fn_name: the function to call; None for programs.
+        fn_name: the function to call; None for standard input.
 
     Raises:
         UnusableRow: no tests, or not as many outputs as inputs.
@@ -90,7 +90,7 @@ def parse(value: Any, what: str) -> Any:
 
 
 def with_starter(problem: str, starter_code: str | None) -> str:
-    """Problem and, where there is any, the code to begin with."""
+    """The problem, followed by its starter code where there is any."""
     return f"{problem}\n\nStart from this code:\n```python\n{starter_code}\n```" if starter_code else problem
 
 

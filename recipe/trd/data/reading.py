@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from recipe.trd.data.sources import Source
+from verl_ext.runtime.files import parse_lines
 
 FORMATS = (".parquet", ".arrow", ".jsonl", ".json", ".csv")
-"""Suffixes that can be read. Where a folder has a split in several formats, the first of them counts."""
+"""Suffixes that can be read. Where a folder has a split in several formats, the first of these is taken."""
 
-# Written beside the data by `datasets` and by downloads of the hub.
+# Written next to the data by `datasets` and by downloads from the hub.
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
 def hub_rows(name: str, source: Source, split: str) -> Iterator[Any]:
-    """Rows of a split from the hub, or from the hub's cache; asks for them at once.
+    """Rows of a split from the hub, or from the hub's cache; requested when this is called.
 
     Raises:
-        ValueError: it could not be had; the message says how to get a copy.
+        ValueError: the hub cannot be reached or has no such set; the message says how to get a copy.
     """
     import datasets
 
@@ -36,7 +37,7 @@ def hub_rows(name: str, source: Source, split: str) -> Iterator[Any]:
     for path, arguments in attempts:
         try:
             return iter(datasets.load_dataset(path, **arguments))
-        # The border to the network: what can go wrong there has dozens of types, and every one means the same here.
+        # Dozens of exception types can come from the network, and all mean the same here.
         except Exception as error:
             failures.append((str(error).strip() or type(error).__name__).splitlines()[0])
     raise ValueError(
@@ -52,14 +53,14 @@ def local_files(path: Path, splits: Mapping[str, str], *, config: str | None = N
 
     Args:
         path: a file, or a folder that is searched with everything below it.
-        splits: our split to the set's, those that are wanted.
+        splits: those that are wanted: split of the prepared files to the source's.
         config: where a folder of this name is in `path`, only what is below it counts.
 
     Raises:
-        ValueError: nothing there that can be read, or nothing of a split that is wanted.
+        ValueError: no readable file, or none of a split that is wanted.
     """
     if path.is_file():
-        named = [ours for ours, theirs in splits.items() if _names(path.stem, theirs)]
+        named = [split for split, source_split in splits.items() if _names(path.stem, source_split)]
         return {(named or list(splits))[0]: [path]}
     if not path.is_dir():
         raise ValueError(f"--from {path}: no such file or folder")
@@ -70,16 +71,16 @@ def local_files(path: Path, splits: Mapping[str, str], *, config: str | None = N
     below = [file for file in found if config and config in file.relative_to(path).parts]
     found = below or found
     chosen = {}
-    for ours, theirs in splits.items():
-        files = [file for file in found if _names(str(file.relative_to(path).with_suffix("")), theirs)]
+    for split, source_split in splits.items():
+        files = [file for file in found if _names(str(file.relative_to(path).with_suffix("")), source_split)]
         files = files or (found if len(splits) == 1 else [])
         if not files:
             names = ", ".join(str(file.relative_to(path)) for file in found[:5])
             raise ValueError(
-                f"--from {path}: no file is named after the split {theirs!r} (there are {names}); "
+                f"--from {path}: no file is named after the split {source_split!r} (there are {names}); "
                 "name one split with --splits, or give its file"
             )
-        chosen[ours] = _one_format(files)
+        chosen[split] = _one_format(files)
     return chosen
 
 
@@ -98,7 +99,7 @@ def files_rows(paths: Sequence[Path]) -> Iterator[Any]:
 
 
 def file_rows(path: Path) -> Iterator[Any]:
-    """Rows of a file; what is no row (a line that is not JSON) comes as it is, to be counted.
+    """Rows of a file; a line that is not a JSON object is yielded as text, to be counted.
 
     Raises:
         ValueError: the file is not what its suffix says.
@@ -138,13 +139,7 @@ def _arrow(path: Path) -> Iterator[Any]:
 
 
 def _json_lines(path: Path) -> Iterator[Any]:
-    with path.open(encoding="utf-8") as file:
-        for line in file:
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    yield line
+    return (content for _, content in parse_lines(path) if isinstance(content, dict) or content.strip())
 
 
 def _json(path: Path) -> Iterator[Any]:

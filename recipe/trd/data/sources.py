@@ -16,7 +16,7 @@ MATH, CODE = "math", "code"
 
 MATH_INSTRUCTION = r"Reason step by step, and put the final answer inside \boxed{}."
 INSTRUCTIONS = {MATH: MATH_INSTRUCTION, CODE: programs.STDIN_INSTRUCTION}
-"""What is asked of the form of the answer, where neither the row nor `--instruction` says it."""
+"""Form of the answer that is asked for, where neither the row nor `--instruction` says it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class Source:
     """One of its rows to an item; raises `UnusableRow`."""
 
     data_source: str
-    """The column of this name: by it verl groups its metrics, and its own graders are chosen."""
+    """The column of this name: verl groups its metrics and chooses its own graders by it."""
 
     splits: Mapping[str, str]
-    """Our split (`train`, `test`) to the set's."""
+    """Split of the prepared files (`train`, `test`) to the source's."""
 
     kind: str = MATH
     """`math` or `code`: the default instruction, and the evaluation sets that training rows are compared with."""
@@ -42,14 +42,14 @@ class Source:
     """The hub's configuration, where a set has several."""
 
     files: Mapping[str, str] = field(default_factory=dict)
-    """Our split to a pattern of files on the hub, for sets that `datasets` cannot load by name, or not in every state
-    of their repository."""
+    """Split of the prepared files to a pattern of files on the hub, for sets that `datasets` cannot load by name, or
+    not in every state of their repository."""
 
     license: str = "not stated"
     """As its page on the hub says."""
 
     rows: str = ""
-    """Rows of the splits, as its page or its loaders say; the card of a preparation has the true ones."""
+    """Number of rows per split, as its page or its loaders say; the card of a preparation has what was read."""
 
 
 _TEST_OF_TRAIN = {TEST: "train"}

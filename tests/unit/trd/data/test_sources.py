@@ -13,7 +13,7 @@ from pyarrow import parquet
 
 from recipe.trd.data import programs
 from recipe.trd.data.__main__ import main
-from recipe.trd.data.schema import COLUMNS
+from recipe.trd.data.prepared_file import COLUMNS
 from recipe.trd.data.sources import SOURCES, TEST, TRAIN
 from recipe.trd.rewards import math_reward
 
@@ -265,13 +265,13 @@ def test_rows_become_verls(prepared, name):
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_preflight_of_a_run_accepts_the_file(prepared, name, tmp_path):
-    from recipe.trd.preflight import checks
+    from recipe.trd.preflight import data_files
 
     prepared(name)
     (file,) = (tmp_path / "out" / name).glob("*.parquet")
     files = {"train_files": str(file), "val_files": [str(file)]}
     data = {"prompt_key": "prompt", "reward_fn_key": "data_source", **files}
-    checks._check_data(OmegaConf.create({"data": data}))
+    data_files.check_columns(OmegaConf.create({"data": data}))
 
 
 @pytest.mark.parametrize("name", GROUND_TRUTH)

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from recipe.trd.data import dedup, lengths, schema
+from recipe.trd.data import dedup, lengths, prepared_file
 from recipe.trd.data.decontaminate import EvaluationIndex, EvaluationProblem, Match
 from recipe.trd.data.items import Item, UnusableRow
 from recipe.trd.data.mathematics import clean_answer
@@ -209,12 +209,12 @@ GOOD = {
 def test_rows_that_do_not_fit_the_schema_are_not_written(tmp_path, column, value, message):
     path = tmp_path / "train.parquet"
     with pytest.raises(ValueError, match=message):
-        schema.write(path, [GOOD, GOOD | {column: value}])
+        prepared_file.write(path, [GOOD, GOOD | {column: value}])
     assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_are_written_in_groups_and_all_there(tmp_path):
     path = tmp_path / "train.parquet"
     numbered = ({**GOOD, "extra_info": {**GOOD["extra_info"], "index": index}} for index in range(2500))
-    assert schema.write(path, numbered) == 2500
-    assert [id_ for id_, _ in schema.problems(path)] == [str(index) for index in range(2500)]
+    assert prepared_file.write(path, numbered) == 2500
+    assert [id_ for id_, _ in prepared_file.problems(path)] == [str(index) for index in range(2500)]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from recipe.trd.data.decontaminate import Match
+from verl_ext.runtime import files
 
 
 @dataclass
 class SplitCard:
-    """What became of the rows of one split of the source."""
+    """What happened to the rows of one split of the source."""
 
     origin: str
     """Where the rows came from: the hub, or the names of the files."""
@@ -32,7 +33,7 @@ class SplitCard:
     """Row of the source and the evaluation problem that it repeats."""
 
     def check(self) -> None:
-        """Every row is accounted for; anything else is a mistake of this program."""
+        """Assert that every row is accounted for."""
         accounted = sum(self.dropped.values()) + sum(self.written.values())
         assert self.read == accounted, f"{self.read} rows read, {accounted} accounted for"
 
@@ -78,10 +79,9 @@ class Card:
 
     def save(self, folder: Path) -> None:
         """Write `card.json` and `card.md`."""
-        folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(self.as_json(), indent=1, ensure_ascii=False)
-        (folder / "card.json").write_text(f"{text}\n", encoding="utf-8")
-        (folder / "card.md").write_text(self.as_markdown(), encoding="utf-8")
+        files.write_text(folder / "card.json", f"{text}\n")
+        files.write_text(folder / "card.md", self.as_markdown())
 
 
 def _line(what: str, count: int) -> str:
@@ -89,5 +89,5 @@ def _line(what: str, count: int) -> str:
 
 
 def settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as they go on the card: what was left at nothing is not there, paths are text."""
+    """Options for the card: without those that are None; paths as text."""
     return {key: str(value) if isinstance(value, Path) else value for key, value in values.items() if value is not None}

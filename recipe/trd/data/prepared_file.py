@@ -1,20 +1,22 @@
-"""The columns of a prepared file: verl's format, and `reference_solution`. Every set has the same: files can be mixed.
+"""Prepared files: their columns are verl's and `reference_solution`, the same for every set, so files can be mixed.
 
 prompt               list of {role, content}; the last one is the problem with its instruction
-data_source          name of the set; by it verl groups metrics, and chooses a grader where no other is configured
+data_source          name of the set; verl groups metrics by it, and chooses a grader where none is configured
 ability              `math` or `code`
 reward_model         {style: "rule", ground_truth}: the answer, or the tests as JSON (`programs.py`)
 reference_solution   a worked solution, for teachers that see one; null where the set has none
-extra_info           {split, index, id, problem}: our split, row in the source's split, its own name, the bare problem
+extra_info           {split, index, id, problem}: split of the file, row in the source's split, the source's name for
+                     the problem, and the problem without its instruction
 """
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
+
+from verl_ext.runtime import files
 
 COLUMNS = pa.schema(
     [
@@ -30,12 +32,12 @@ COLUMNS = pa.schema(
     ]
 )
 ROLES = ("system", "user", "assistant")
-# A row group is in memory as a whole when it is written or read; tests of programs can be megabytes a row.
+# A whole row group is in memory when it is written or read; the tests of one problem can be megabytes.
 _GROUP_ROWS, _GROUP_BYTES = 1024, 64 * 2**20
 
 
 def check_row(row: Mapping[str, Any]) -> None:
-    """Refuse a row that verl, the reward or the contexts could not use.
+    """Refuse a row that verl, the reward or the teacher's contexts could not use.
 
     Raises:
         ValueError: a column is missing, unknown, of another type or empty; the message names it.
@@ -61,27 +63,24 @@ def check_row(row: Mapping[str, Any]) -> None:
 
 
 def write(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write checked rows to a parquet file, which is there as a whole or not at all.
+    """Check rows and write them to a parquet file, which is replaced whole.
 
     Returns:
-        Number of rows; with none there is no file.
+        Number of rows; with none, nothing is written.
 
     Raises:
         ValueError: a row does not fit the schema.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
     num_rows = 0
-    try:
-        with parquet.ParquetWriter(unfinished, COLUMNS, compression="zstd") as writer:
+    with files.replacing(path) as partial:
+        with parquet.ParquetWriter(partial, COLUMNS, compression="zstd") as writer:
             for group in _groups(rows):
                 writer.write_table(pa.Table.from_pylist(group, schema=COLUMNS))
                 num_rows += len(group)
         if num_rows:
-            check_file(unfinished, num_rows)
-            os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+            check_file(partial, num_rows)
+        else:
+            partial.unlink()
     return num_rows
 
 
@@ -100,7 +99,7 @@ def _groups(rows: Iterable[Mapping[str, Any]]) -> Iterator[list[Mapping[str, Any
 
 
 def check_file(path: Path, num_rows: int) -> None:
-    """Compare what lies on disk with what was meant to be written.
+    """Compare a file on disk with what was written.
 
     Raises:
         ValueError: another schema or another number of rows.
@@ -111,16 +110,16 @@ def check_file(path: Path, num_rows: int) -> None:
 
 
 def problems(path: Path) -> Iterator[tuple[str, str]]:
-    """Id and bare problem of every row of a prepared file.
+    """Id of every problem in a prepared file, and the problem without its instruction.
 
     Raises:
         ValueError: the file was not prepared by this command.
     """
     try:
-        is_ours = parquet.read_schema(path).equals(COLUMNS)
+        is_prepared = parquet.read_schema(path).equals(COLUMNS)
     except pa.ArrowInvalid:
-        is_ours = False
-    if not is_ours:
+        is_prepared = False
+    if not is_prepared:
         raise ValueError(f"{path} was not written by `python -m recipe.trd.data prepare`")
     with parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=256, columns=["extra_info"]):
