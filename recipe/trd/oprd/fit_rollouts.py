@@ -32,7 +32,8 @@ def read_prompts(config: FitConfig, console: Console) -> list[PairedPrompt]:
         ValueError: tokenizers differ, the column is missing, or too few prompts are short enough.
     """
     tokenizers = [AutoTokenizer.from_pretrained(path) for path in (config.student, config.teacher)]
-    check_same_tokens(*tokenizers, student_path=config.student, teacher_path=config.teacher)
+    # The end of a turn may differ, as between a base student and its teacher: hidden states are compared, not ids.
+    check_same_tokens(*tokenizers, student_path=config.student, teacher_path=config.teacher, eos_remap=True)
     files = [config.train_files] if isinstance(config.train_files, str) else list(config.train_files)
     tables = [pd.read_parquet(Path(file).expanduser()) for file in files]
     for file, frame in zip(files, tables, strict=True):

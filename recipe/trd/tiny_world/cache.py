@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from verl_ext.runtime import files
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -34,7 +36,7 @@ def content_key(*, config: Mapping[str, object], sources: Sequence[Path], upstre
 
 
 def _meaning(path: Path) -> str:
-    """Text of a source file; Python without comments, docstrings and layout, which change nothing."""
+    """Text of a source file; Python without comments, docstrings, layout and imports, which change nothing."""
     text = path.read_text(encoding="utf-8")
     if path.suffix != ".py":
         return text
@@ -42,6 +44,8 @@ def _meaning(path: Path) -> str:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:]
+    # A module that moves is imported from elsewhere; what it does is in its own text.
+    tree.body = [node for node in tree.body if not isinstance(node, ast.Import | ast.ImportFrom)]
     return ast.unparse(tree)
 
 
@@ -83,9 +87,7 @@ def _commit(out: Path, stage: Stage, folder: Path, *, seconds: float) -> None:
             # Renamed away first: deleting in place would show readers a folder with some of its files.
             os.replace(out / name, folder / f"replaced-{name}")
         os.replace(folder / name, out / name)
-    new_record = folder / "record.json"
-    new_record.write_text(json.dumps({"key": stage.key, "seconds": round(seconds, 1)}), encoding="utf-8")
-    os.replace(new_record, record)
+    files.write_json(record, {"key": stage.key, "seconds": round(seconds, 1)})
 
 
 @contextmanager

@@ -135,12 +135,11 @@ def test_other_tokenizer_is_refused(make_config, console, tokenizer, tmp_path):
 
 
 @pytest.mark.usefixtures("pair", "rollouts")
-def test_other_end_of_turn_is_refused(make_config, console, tokenizer, tmp_path):
+def test_the_end_of_a_turn_may_differ(make_config, console, tokenizer, tmp_path):
     other = copy.deepcopy(tokenizer)
     other.eos_token = "<|endoftext|>"
     other.save_pretrained(tmp_path / "teacher")
-    with pytest.raises(ValueError, match=r"student and teacher end a turn differently .* \(base or instruct\)$"):
-        fitting.run(make_config(), console)
+    fitting.run(make_config(), console)
 
 
 @pytest.mark.usefixtures("pair")

@@ -64,6 +64,7 @@ def test_key_sees_meaning_but_not_wording_of_sources(tmp_path):
 
     code = 'def f():\n    """Doc."""\n    return 1\n'
     assert key(code) == key('# comment\ndef f():\n    """Other."""\n    return (1)  # one\n')
+    assert key(code) == key(f"from elsewhere import thing\n\n{code}")
     assert key(code) != key(code.replace("1", "2"))
     assert key("# text", "t.jinja") != key("# other", "t.jinja")
 
