@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from recipe.trd.export.checkpoint import Checkpoint
 from recipe.trd.rewrite import teacher_prompt
+from verl_ext.runtime.files import parse_lines
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def held_out(
     """
     file = path or _validation(checkpoint)
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = _lines(file)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as text: {error}") from error
     taken = [lines[index * len(lines) // num_texts] for index in range(num_texts)] if len(lines) > num_texts else lines
     most = max(1, num_tokens // max(1, len(taken)))
@@ -93,14 +94,18 @@ def _validation(checkpoint: Checkpoint) -> Path:
     return steps.get(checkpoint.step if checkpoint.step is not None else -1, steps[max(steps)])
 
 
-def _dumped_sample(line: str) -> Mapping[str, Any]:
-    try:
-        sample = json.loads(line)
-    except json.JSONDecodeError:
-        sample = None
-    if not isinstance(sample, dict) or not all(isinstance(sample.get(name), str) for name in ("input", "output")):
-        raise ValueError(f"a line is no JSON object with the texts input and output: {line[:80]!r}")
-    return sample
+def _lines(file: Path) -> list[Any]:
+    """Lines that are not empty: of JSON lines the objects, or the text of a line that holds none."""
+    if file.suffix != ".jsonl":
+        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [content for _, content in parse_lines(file) if isinstance(content, dict) or content.strip()]
+
+
+def _dumped_sample(content: dict[str, Any] | str) -> Mapping[str, Any]:
+    if isinstance(content, dict) and all(isinstance(content.get(name), str) for name in ("input", "output")):
+        return content
+    shown = json.dumps(content, ensure_ascii=False) if isinstance(content, dict) else content.rstrip("\n")
+    raise ValueError(f"a line is no JSON object with the texts input and output: {shown[:80]!r}")
 
 
 def _response_text(

@@ -1,6 +1,5 @@
 """What each stage of the build makes. Imported only when a stage must run, because it imports torch."""
 
-import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from recipe.trd.tiny_world.teacher_student import train_student, train_teacher
 from recipe.trd.tiny_world.tokenizer import build_tokenizer
 from recipe.trd.tiny_world.world_card import build_card
 from recipe.trd.tiny_world.world_config import TinyWorldConfig
+from verl_ext.runtime import files
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _prepare_torch(threads: int) -> None:
 def _build_evaluation(inputs: StageInputs) -> None:
     _prepare_torch(inputs.config.threads)
     card = build_card(inputs.config, inputs.out, finished=inputs.finished, report=inputs.report)
-    (inputs.folder / "world.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    files.write_json(inputs.folder / "world.json", card)
 
 
 def _build_self_student(inputs: StageInputs) -> None:
@@ -97,7 +97,7 @@ def _build_self_student(inputs: StageInputs) -> None:
     measured = measure(world, report=inputs.report)
     seconds = {"self_student": round(time.monotonic() - start, 1)}
     card = {"config": asdict(config.self_student), "seconds": seconds, **measured}
-    (inputs.folder / "self_student.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    files.write_json(inputs.folder / "self_student.json", card)
 
 
 BUILDERS: dict[str, Callable[[StageInputs], None]] = {
