@@ -1,16 +1,15 @@
-"""Puts runs side by side: evaluations, and training runs with their last validation, with intervals and what they cost.
+"""Compares runs: evaluations, and training runs by their last validation, with intervals and costs.
 
     python -m recipe.trd.compare RUN... [--baseline RUN] [--out FOLDER]
 
 A run is a folder of `recipe.trd.evaluate` or of `recipe.trd.main`. With a baseline, differences are paired problem by
-problem; runs that were not asked the same problems are refused.
+problem; runs on different problems are refused.
 """
 
 import argparse
-import json
 import sys
-from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from recipe.trd.evaluate import report, result, tables
-from recipe.trd.reports import run_folder, run_summary
+from recipe.trd.reports import held_out, run_folder, run_summary
+from recipe.trd.reports.run_reader import RunReader
 from verl_ext.runtime import files
 
 HELD_OUT = "validation"
@@ -30,8 +30,8 @@ _SEED = 0
 
 
 @dataclass(frozen=True)
-class Run:
-    """One folder."""
+class ComparedRun:
+    """A run and what is compared."""
 
     name: str
     sets: Mapping[str, Mapping[str, Any]]
@@ -40,10 +40,10 @@ class Run:
     result: Mapping[str, Any] | None
     """None for a training run."""
     notes: tuple[str, ...] = ()
-    """What is wrong with its files."""
+    """Warnings about its files."""
 
 
-def load(folder: Path, name: str) -> Run:
+def load(folder: Path, name: str) -> ComparedRun:
     """Read a run.
 
     Raises:
@@ -59,7 +59,7 @@ def load(folder: Path, name: str) -> Run:
     )
 
 
-def _evaluation(content: Mapping[str, Any], name: str) -> Run:
+def _evaluation(content: Mapping[str, Any], name: str) -> ComparedRun:
     costs = {
         "kind": "evaluation",
         "tokens": content["tokens"]["prompt"] + content["tokens"]["response"],
@@ -68,10 +68,10 @@ def _evaluation(content: Mapping[str, Any], name: str) -> Run:
         "device_hours": content["device_hours"],
         "commit": content["commit"],
     }
-    return Run(name, {part["name"]: part for part in content["sets"]}, costs, content)
+    return ComparedRun(name, {part["name"]: part for part in content["sets"]}, costs, content)
 
 
-def _training(folder: Path, name: str) -> Run:
+def _training(folder: Path, name: str) -> ComparedRun:
     numbers = run_summary.summarise(folder)
     seconds = numbers["seconds"]["total"] + (numbers["seconds"]["startup"] or 0.0)
     devices = _num_devices(folder)
@@ -93,11 +93,12 @@ def _training(folder: Path, name: str) -> Run:
             costs["at_start"] = sets[HELD_OUT]["metrics"]["avg"] | _as_set(validations[first])["metrics"]["avg"]
     lines = numbers["damaged_lines"].items()
     notes = tuple(f"WARNING: {file}: {count} unreadable lines are left out" for file, count in lines)
-    return Run(name, sets, costs, None, notes)
+    return ComparedRun(name, sets, costs, None, notes)
 
 
 def _num_devices(folder: Path) -> int | None:
-    """Devices that the run reserved, those of the teacher with them; None where its configuration does not say."""
+    """Devices that the run reserved, the teacher's included; None where its configuration does not say."""
+    # Imports Ray, which evaluations do not need.
     from verl_ext.runtime import resources
 
     try:
@@ -111,10 +112,10 @@ def _trained_tokens(folder: Path) -> int | None:
     """Prompt and response tokens of all training batches; a step that was repeated after a resume counts once."""
     by_step: dict[int, float] = {}
     for path in run_folder.metrics_files(folder):
-        for row in _whole_lines(path):
-            value = (row.get("data") or {}).get("perf/total_num_tokens")
+        for line in _read_lines(path):
+            value = (line.get("data") or {}).get("perf/total_num_tokens")
             if value is not None:
-                by_step[int(row["step"])] = value
+                by_step[int(line["step"])] = value
     return int(sum(by_step.values())) if by_step else None
 
 
@@ -122,36 +123,23 @@ def _written_tokens(folder: Path) -> dict[str, int]:
     """Response tokens that student and teacher wrote, where the run dumped them."""
     counts: Counter[str] = Counter()
     for path in (folder / "rollouts").glob("*.jsonl"):
-        for row in _whole_lines(path):
-            if "y_o_length" in row:
-                counts.update(student_tokens=row["y_o_length"], teacher_tokens=row["y_r_length"])
+        for sample in _read_lines(path):
+            if "y_o_length" in sample:
+                counts.update(student_tokens=sample["y_o_length"], teacher_tokens=sample["y_r_length"])
     return dict(counts)
 
 
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Objects of a JSON-lines file of a run. What is damaged was counted by the summary, see `Run.notes`."""
-    if not path.is_file():
-        return []
-    rows = []
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict):
-                rows.append(row)
-    return rows
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a JSON-lines file of a run. Damaged lines were counted by the summary, see `ComparedRun.notes`."""
+    return RunReader().read_lines(path)
 
 
 def _validations(folder: Path) -> dict[int, dict[str, dict[str, Any]]]:
     """Step to problem to counts, as in an evaluation; empty where scores are not right or wrong."""
     steps = {}
     for path in (folder / "validation").glob("*.jsonl"):
-        values: dict[str, list[float]] = defaultdict(list)
-        for row in _whole_lines(path):
-            if (value := row.get("acc", row.get("score"))) is not None:
-                values[json.dumps([row.get("input"), row.get("gts")])].append(float(value))
+        by_problem = held_out.scores_by_problem(RunReader(), path)
+        values = {problem: [float(score) for score in scores] for problem, scores in by_problem.items()}
         if path.stem.isdigit() and values and all(value in (0, 1) for many in values.values() for value in many):
             steps[int(path.stem)] = {
                 problem: {"samples": len(many), "right": int(sum(many)), "wrong_votes": None}
@@ -172,7 +160,7 @@ def _as_set(problems: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def accuracies(runs: Sequence[Run], baseline: Run | None) -> list[dict[str, Any]]:
+def accuracies(runs: Sequence[ComparedRun], baseline: ComparedRun | None) -> list[dict[str, Any]]:
     """One row for each set and run, as numbers: estimates are dictionaries with value, low and high.
 
     Raises:
@@ -180,11 +168,11 @@ def accuracies(runs: Sequence[Run], baseline: Run | None) -> list[dict[str, Any]
     """
     differences: dict[str, dict[str, Any]] = {}
     if baseline is not None:
-        theirs = {"sets": list(baseline.sets.values())}
+        baseline_sets = {"sets": list(baseline.sets.values())}
         for run in runs:
             if run is not baseline:
                 try:
-                    differences[run.name] = result.paired({"sets": list(run.sets.values())}, theirs, seed=_SEED)
+                    differences[run.name] = result.paired({"sets": list(run.sets.values())}, baseline_sets, seed=_SEED)
                 except ValueError as error:
                     raise ValueError(f"{run.name} against {baseline.name}: {error}") from error
     rows = []
@@ -201,8 +189,8 @@ def accuracies(runs: Sequence[Run], baseline: Run | None) -> list[dict[str, Any]
     return rows
 
 
-def warnings(runs: Sequence[Run]) -> list[str]:
-    """What makes the rows incomparable, and weights that are the same where they should differ."""
+def warnings(runs: Sequence[ComparedRun]) -> list[str]:
+    """Warnings where runs are not comparable, or have the same weights where these should differ."""
     evaluations = [run for run in runs if run.result is not None]
     found = [f"{run.name}: {note}" for run in runs for note in run.notes]
     for run in evaluations:
@@ -218,7 +206,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
 
 
 def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
-    """The rows as texts; columns that nobody has are left out."""
+    """The rows as texts; empty columns are left out."""
     metrics = list(dict.fromkeys(key for row in rows for key in row if key == "avg" or key.startswith("pass@")))
     votes = [key for row in rows for key in row if key.startswith("maj@")]
     if votes:
@@ -237,8 +225,8 @@ def accuracy_table(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     return _without_empty(texts)
 
 
-def cost_table(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """What every run cost, as texts."""
+def cost_table(runs: Sequence[ComparedRun]) -> list[dict[str, str]]:
+    """Tokens, time and devices of every run, as texts."""
     texts = []
     for run in runs:
         costs = run.costs
@@ -261,7 +249,7 @@ def _without_empty(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{name: row[name] for name in row if any(other[name] for other in rows)} for row in rows]
 
 
-def numbers(rows: Sequence[Mapping[str, Any]], runs: Sequence[Run]) -> list[dict[str, Any]]:
+def numbers(rows: Sequence[Mapping[str, Any]], runs: Sequence[ComparedRun]) -> list[dict[str, Any]]:
     """One row for each set, run and metric, in full precision, with the costs of the run."""
     costs = {run.name: {key: value for key, value in run.costs.items() if key != "at_start"} for run in runs}
     flat = []
@@ -318,7 +306,7 @@ def compare(folders: Sequence[Path], *, baseline: Path | None, out: Path | None)
         files.write_text(out / "compare.tex", comments + "\n".join(map(tables.latex, pages)))
 
 
-def _show(pages: Sequence[Sequence[Mapping[str, str]]], warned: Sequence[str], baseline: Run | None) -> None:
+def _show(pages: Sequence[Sequence[Mapping[str, str]]], warned: Sequence[str], baseline: ComparedRun | None) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 240
