@@ -12,7 +12,6 @@ vocabulary, and verl's sum over the teacher's top-k, which needs no teacher logi
 
 import argparse
 import ctypes
-import importlib.metadata
 import json
 import os
 import platform
@@ -313,12 +312,10 @@ def describe_machine(options: argparse.Namespace) -> dict[str, Any]:
     """What a recorded result needs to be understood later."""
     git = [subprocess.run(["git", *a], cwd=ROOT, capture_output=True, text=True).stdout for a in GIT_QUESTIONS]
     cpu = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
-    versions = {}
-    for package in ("torch", "trl", "verl", "transformers", "liger-kernel"):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
+    from verl_ext.runtime.packages import installed_versions
+
+    packages = installed_versions(("torch", "trl", "verl", "transformers", "liger-kernel"))
+    versions = {package: version or "not installed" for package, version in packages.items()}
     return {
         "date": date.today().isoformat(),
         "commit": git[0].strip(),

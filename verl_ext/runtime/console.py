@@ -2,9 +2,9 @@
 
 Ray prints what its workers print on the driver's `sys.stdout` and `sys.stderr`, as `(Actor pid=1) text`. `capture`
 replaces these two streams for a while. Nothing private of Ray is needed for that: when another version prints its
-lines differently they are still written, classified and shown, only without a known origin; what goes around Python
-(C code, sub-processes) reaches the terminal unchanged. The one private touch, Ray's merging of similar lines, is
-guarded.
+lines differently they are still written, classified and shown, but without a known origin; what is not printed through
+Python (C code, sub-processes) reaches the terminal unchanged. The one private name that is used, for Ray's merging of
+similar lines, is optional.
 
 Shown: lines marked by `show`, errors, whole tracebacks, messages of Ray's own daemons; an error that repeats (on
 every rank, in a loop) is shown once. Not shown: the rest, Python warnings included.
@@ -27,11 +27,11 @@ from typing import TextIO
 
 MARKER = "[run] "
 
-# Errors that are repeated at the end of a failed run, below whatever scrolled by.
+# Errors that are printed again at the end of a failed run.
 _MAX_LAST_ERRORS = 10
 
-# Lines travel from a worker through its log file and Ray's log monitor: that many seconds without one means that none
-# is on its way, on a loaded machine too.
+# Lines travel from a worker through its log file and Ray's log monitor: this many seconds without one mean that none
+# is on its way, even on a loaded machine.
 _QUIET_S = 1.0
 _MAX_DRAIN_S = 5.0
 
@@ -51,7 +51,7 @@ _ERROR = re.compile(
     r"|\*\*\* SIG(?:SEGV|ABRT|BUS|FPE|ILL)|Segmentation fault|\b[Oo]ut of memory\b|\bNCCL WARN\b"
 )
 _WARNING = re.compile(r"Warning\b|\bWARN(?:ING)?\b")
-# What looks like news and is none.
+# Looks like an error and is none.
 _HARMLESS = re.compile(
     r"^Exception ignored in"  # destructors at interpreter exit
     r"|Failed to establish connection to the (?:event\+)?metrics"  # Ray's metrics agent, off or late
@@ -74,9 +74,9 @@ def show(text: str) -> None:
 def capture(log_file: Path) -> Iterator[None]:
     """Send the driver's output, with that of all Ray workers, to `log_file` and what matters to the terminal.
 
-    At the end it waits for lines on their way, then shuts down Ray if Ray was started inside: what is killed dies
-    noisily, and only the file hears it. An exception passes through unchanged but for a note that names the file; the
-    last error lines of the workers are printed before it.
+    At the end it waits for lines that are on their way, then shuts down Ray if Ray was started inside; what killed
+    processes print goes to the file only. An exception gets a note that names the file; the last error lines of the
+    workers are printed before it.
 
     Args:
         log_file: appended to, so that a resumed run keeps its history; folders are created.
@@ -98,7 +98,7 @@ def capture(log_file: Path) -> Iterator[None]:
                 error.add_note(f"Everything the run printed: {log_file}")
                 raise
             else:
-                # Engines that Ray takes down now report that they died; only the file hears it.
+                # Engines that Ray shuts down now report that they died; that goes to the file only.
                 console.release()
                 console.mute()
                 console.drain()
@@ -119,7 +119,7 @@ class _Block:
 
 @dataclass
 class _Console:
-    """Decides line by line; called from the threads in which Ray prints, so everything is behind one lock."""
+    """Decides line by line; called from the threads in which Ray prints, so one lock guards everything."""
 
     log: TextIO
     stdout: TextIO
@@ -157,7 +157,7 @@ class _Console:
             self.warnings.add(_NUMBERS.sub("#", text))
 
     def _continues(self, origin: str, text: str) -> bool:
-        """Whether the line belongs to the error before it; then it is dealt with."""
+        """Whether the line belongs to the error before it; if so, it is handled here."""
         block = self.blocks.get(origin)
         if block is None:
             return False
@@ -166,7 +166,7 @@ class _Console:
             if is_indented and block.shown and text.strip():
                 _print(_with_origin(origin, text), stream=self.stderr)
             return is_indented
-        # A traceback is held back until the line that names its exception: then a repetition is known as one.
+        # A traceback is held back until the line that names its exception, to recognise repetitions.
         block.lines.append(text)
         if not is_indented and not _TRACEBACK.search(text):
             block.open_traceback = False
@@ -182,7 +182,7 @@ class _Console:
         self.seen.add(key)
         for line in lines:
             _print(_with_origin(origin, line), stream=self.stderr)
-        # Of a traceback its last line is the error.
+        # The last line of a traceback is the error.
         self.last_errors.append(_with_origin(origin, lines[-1]))
         return True
 
@@ -211,11 +211,11 @@ class _Console:
             self.blocks.clear()
 
     def mute(self) -> None:
-        """From now on lines go to the file alone, but for marked ones."""
+        """From now on lines go to the file only, except marked ones."""
         self.muted = True
 
     def print_failure(self, log_file: Path) -> None:
-        """Print the last error lines and where the rest is."""
+        """Print the last error lines and the path of the file."""
         errors = [f"  {line:.240}" for line in self.last_errors]
         counts = f"repeated errors ({self.num_repeated}), different warnings ({len(self.warnings)})"
         lines = [
@@ -232,7 +232,7 @@ class _Console:
 
 
 def _is_error(text: str) -> bool:
-    """Whether a line reports an error. A warning may quote one, and an error a warning: what comes first counts."""
+    """Whether a line reports an error. Warnings may quote errors and the other way round: the first word decides."""
     error, warning = _ERROR.search(text), _WARNING.search(text)
     if error is None:
         return False
@@ -240,7 +240,7 @@ def _is_error(text: str) -> bool:
 
 
 def _print(line: str, *, stream: TextIO) -> None:
-    # A character that the terminal does not have must not end the thread in which Ray prints.
+    # A character that the terminal cannot show must not end the thread in which Ray prints.
     encoding = stream.encoding or "utf-8"
     print(line.encode(encoding, "replace").decode(encoding), file=stream, flush=True)
 
@@ -250,7 +250,7 @@ def _with_origin(origin: str, text: str) -> str:
 
 
 class _Stream(io.TextIOBase):
-    """Stands in for sys.stdout or sys.stderr and hands complete lines to the console."""
+    """Replaces sys.stdout or sys.stderr and passes complete lines to the console."""
 
     def __init__(self, *, original: TextIO, console: _Console) -> None:
         self._original = original
@@ -276,7 +276,7 @@ class _Stream(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        """Take part of a line, a line or several; `print` in several threads does not mix their lines."""
+        """Take a part of a line or several lines; lines of different threads are not mixed."""
         thread = threading.get_ident()
         with self._console.lock:
             if not self._is_open:
@@ -284,11 +284,11 @@ class _Stream(io.TextIOBase):
             *lines, rest = (self._unfinished.pop(thread, "") + text).split("\n")
             if rest:
                 self._unfinished[thread] = rest
-            self._hand_over(lines)
+            self._pass_on(lines)
         return len(text)
 
-    def _hand_over(self, lines: list[str]) -> None:
-        # A message of several lines that is printed at once has its origin on the first only.
+    def _pass_on(self, lines: list[str]) -> None:
+        # Of a message of several lines only the first has the origin.
         origin = _DRIVER
         for line in lines:
             plain = _ANSI.sub("", line)
@@ -303,9 +303,9 @@ class _Stream(io.TextIOBase):
                     self._console.feed(origin, part)
 
     def close_down(self) -> None:
-        """Pass everything on from here: a logging handler may have kept this stream."""
+        """Print directly from now on: a logging handler may have kept this stream."""
         with self._console.lock:
-            self._hand_over([rest for rest in self._unfinished.values() if rest])
+            self._pass_on([rest for rest in self._unfinished.values() if rest])
             self._is_open = False
 
 
@@ -332,7 +332,7 @@ def _redirected(console: _Console) -> Iterator[None]:
 
 
 def _stream_handlers() -> list[logging.StreamHandler[TextIO]]:
-    """Handlers of all loggers that print: they keep the stream of the moment they were made."""
+    """Handlers of all loggers that print: they keep the stream that existed when they were created."""
     loggers = [logging.root, *logging.root.manager.loggerDict.values()]
     handlers = {handler for logger in loggers if isinstance(logger, logging.Logger) for handler in logger.handlers}
     # Handlers whose stream is a property follow sys.stderr by themselves.
@@ -341,7 +341,7 @@ def _stream_handlers() -> list[logging.StreamHandler[TextIO]]:
 
 @contextmanager
 def _without_merging() -> Iterator[None]:
-    """Keep Ray from merging similar lines of different workers: it makes holes into tracebacks and the file."""
+    """Keep Ray from merging similar lines of different workers: lines of tracebacks would be missing."""
     name = "RAY_DEDUP_LOGS"
     ray_logging = sys.modules.get("ray._private.ray_logging")
     if ray_logging is None or not hasattr(ray_logging, name):

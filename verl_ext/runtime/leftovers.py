@@ -1,4 +1,4 @@
-"""Nothing stays behind: processes at the end of a run, shared memory of one that crashed."""
+"""Cleans up: processes that are left at the end of a run, shared memory of runs that crashed."""
 
 import os
 import time
@@ -16,12 +16,12 @@ SHARED_MEMORY = ("verl_weights_*", "psm_*")
 """Weights on their way to a rollout server (verl), and vLLM's queues between engine and worker (named by Python)."""
 
 MIN_AGE_S = 60.0
-"""A segment that nobody has mapped may be about to be, in its first moments."""
+"""A younger segment without a mapping may be mapped in a moment."""
 
 
 @contextmanager
 def process_guard() -> Iterator[None]:
-    """Mark every process that is started inside, and end those that are still there afterwards, on this machine.
+    """Mark every process that is started inside, and end those that are left afterwards, on this machine.
 
     Ray ends its workers; engines that its workers started outlive one that was killed.
     """

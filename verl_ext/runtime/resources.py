@@ -1,4 +1,4 @@
-"""Does Ray have what a run of verl will ask for? verl itself waits for ever for CPUs that are not there."""
+"""Does the Ray cluster have the resources of a run? verl itself waits forever for CPUs that are missing."""
 
 import time
 
@@ -10,7 +10,7 @@ CPUS_PER_BUNDLE = 3
 
 
 def required(config: DictConfig) -> dict[str, float]:
-    """Ray resources of one run: what verl's placement groups and its single actors reserve.
+    """Ray resources that one run reserves, in verl's placement groups and for its other actors.
 
     Args:
         config: the resolved configuration of verl's trainer.
@@ -31,7 +31,7 @@ def required(config: DictConfig) -> dict[str, float]:
 
 
 def wait_until_available(needed: dict[str, float], *, timeout_s: float = 60.0) -> None:
-    """Return when the Ray cluster has the resources; nodes may still be joining.
+    """Wait until the Ray cluster has the resources; nodes may still be joining.
 
     Args:
         needed: resource name to units.

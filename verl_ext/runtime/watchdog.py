@@ -1,4 +1,4 @@
-"""Ends a run whose servers died. Without it verl waits for samples or weights that will never come."""
+"""Ends a run whose servers died. Without it verl waits forever for samples or weights."""
 
 import os
 import threading
@@ -10,7 +10,7 @@ import ray
 from verl_ext.runtime.console import show
 
 MAX_SILENT_CHECKS = 6
-"""A server that is alive but busy may miss an answer; that many in a row mean that it hangs."""
+"""A busy server may not answer in time; one that misses this many checks in a row hangs."""
 
 
 def _engine_error(server: Any) -> str | None:
@@ -46,7 +46,7 @@ class Watchdog:
             self.look()
 
     def look(self) -> None:
-        """Ask every server now; ends this process when one is dead."""
+        """Check every server now; ends this process when one is dead."""
         for server in self._servers():
             reason = self._ask(server)
             if reason and not self._stopped.is_set():
