@@ -24,7 +24,7 @@ def run_python(code, **environment):
     return done.stdout.strip()
 
 
-def test_recipe_is_a_namespace_and_trd_is_ours():
+def test_recipe_is_a_namespace_and_trd_is_in_this_checkout():
     import recipe
     from recipe import trd
 
@@ -32,12 +32,12 @@ def test_recipe_is_a_namespace_and_trd_is_ours():
     assert Path(trd.__file__).parents[2] == ROOT
 
 
-def test_another_recipe_can_live_beside_ours(tmp_path):
+def test_another_recipe_can_live_beside_this_one(tmp_path):
     # A checkout of verl with its own recipes on the path; TransferQueue installs a `recipe` folder as well.
     (tmp_path / "recipe" / "dapo").mkdir(parents=True)
-    (tmp_path / "recipe" / "dapo" / "__init__.py").write_text("NAME = 'theirs'")
+    (tmp_path / "recipe" / "dapo" / "__init__.py").write_text("NAME = 'another'")
     code = "import recipe.dapo, recipe.trd; print(recipe.dapo.NAME, recipe.trd.__name__)"
-    assert run_python(code, PYTHONPATH=str(tmp_path)) == "theirs recipe.trd"
+    assert run_python(code, PYTHONPATH=str(tmp_path)) == "another recipe.trd"
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_importing_verl_loads_the_plug_in():
 
 
 @pytest.mark.parametrize("name", ["tests", "scripts"])
-def test_nothing_of_ours_is_named_as_packages_of_the_verl_wheel_are(name):
+def test_no_package_has_the_name_of_one_in_the_verl_wheel(name):
     assert not (ROOT / name / "__init__.py").exists()
 
 

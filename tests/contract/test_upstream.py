@@ -58,7 +58,7 @@ def names_of(found):
 
 
 def per_file(table):
-    """Entries with the file of ours that they belong to."""
+    """Entries with the file of this repository that they belong to."""
     cases = [(file, entry) for file, entries in table.items() for entry in entries]
     return pytest.mark.parametrize(("file", "entry"), cases, ids=[f"{file}-{entry_id(entry)}" for file, entry in cases])
 
@@ -81,24 +81,26 @@ def parameters_of(found):
     return [p for p in inspect.signature(found).parameters.values() if not p.name.startswith("_ray")]
 
 
-@pytest.mark.parametrize("entry", upstream.OVERRIDES, ids=lambda entry: entry.ours)
-def test_ours_accepts_every_call_of_theirs(entry):
-    theirs = parameters_of(resolve(entry.path, entry.ours, entry.why))
-    ours = parameters_of(find(entry.ours))
-    assert find(entry.ours) is not find(entry.path), f"{entry.ours} is {entry.path} itself"
-    kinds = {parameter.kind for parameter in ours}
-    named = {parameter.name: parameter for parameter in ours if parameter.kind not in EVERYTHING}
-    changed = f"verl or vLLM changed {entry.path}{inspect.signature(find(entry.path))}; {entry.ours}: {entry.why}"
-    for position, parameter in enumerate(theirs):
+@pytest.mark.parametrize("entry", upstream.OVERRIDES, ids=lambda entry: entry.override)
+def test_override_accepts_every_call_of_the_original(entry):
+    original = parameters_of(resolve(entry.path, entry.override, entry.why))
+    override = parameters_of(find(entry.override))
+    assert find(entry.override) is not find(entry.path), f"{entry.override} is {entry.path} itself"
+    kinds = {parameter.kind for parameter in override}
+    named = {parameter.name: parameter for parameter in override if parameter.kind not in EVERYTHING}
+    changed = f"verl or vLLM changed {entry.path}{inspect.signature(find(entry.path))}; {entry.override}: {entry.why}"
+    for position, parameter in enumerate(original):
         if parameter.kind in EVERYTHING:
             assert parameter.kind in kinds, changed
         elif parameter.name in named:
-            assert ours.index(named[parameter.name]) == position or inspect.Parameter.VAR_POSITIONAL in kinds, changed
+            assert override.index(named[parameter.name]) == position or inspect.Parameter.VAR_POSITIONAL in kinds, (
+                changed
+            )
             if parameter.default is not inspect.Parameter.empty:
                 assert named[parameter.name].default is not inspect.Parameter.empty, changed
         else:
             assert inspect.Parameter.VAR_KEYWORD in kinds, changed
-    added = [name for name in named if name not in {parameter.name for parameter in theirs}]
+    added = [name for name in named if name not in {parameter.name for parameter in original}]
     assert all(named[name].default is not inspect.Parameter.empty for name in added), changed
 
 
@@ -144,7 +146,7 @@ def test_what_is_gone_would_be_noticed():
     with pytest.raises(pytest.fail.Exception, match=r"no longer has verl.utils.no.Thing .*; we use it in x.py: y"):
         test_attribute_is_there("x.py", upstream.Attribute("verl.utils.no.Thing.name", "y"))
     with pytest.raises(AssertionError, match=r"verl or vLLM changed verl.trainer.ppo.core_algos.agg_loss"):
-        test_ours_accepts_every_call_of_theirs(
+        test_override_accepts_every_call_of_the_original(
             upstream.Override(
                 "verl.trainer.ppo.core_algos.agg_loss", "recipe.trd.training.worker.TrdWorker.update_actor", "y"
             )
@@ -173,7 +175,7 @@ def test_added_key_is_read_by_somebody(verl_config, key):
     parent = OmegaConf.select(verl_config, node)
     assert parent is None or name not in parent, f"{key} is verl's by now: take it out of ADDED_KEYS"
     reader = upstream_config.ADDED_KEYS[key]
-    if reader != "ours":
+    if reader != "recipe":
         found = find(reader)
         # `override_config` and its kind are handed on as they are: the node is what has to be known.
         known = names_of(found) if callable(found) else set()

@@ -1,8 +1,9 @@
-"""Everything of verl, vLLM and transformers that this repository overrides or leans on, as data.
+"""Everything of verl, vLLM and transformers that this repository overrides or uses, as data.
 
 `tests/contract/test_upstream.py` checks every entry by import, so an upgrade fails there, with a sentence, and not in
-the middle of a run. Nothing here imports verl or vLLM. What only a whole run shows is left to `tests/e2e`; what only a
-source shows is in upstream_texts.py, and configuration keys are in upstream_config.py.
+the middle of a run; `make docs` writes docs/upstream.md from it. Nothing here imports verl or vLLM. What only a source
+shows is in upstream_texts.py, configuration keys are in upstream_config.py, and expected changes of verl and vLLM in
+upstream_changes.py. What only a whole run shows is left to `tests/e2e`.
 """
 
 from dataclasses import dataclass
@@ -16,14 +17,14 @@ VLLM_VERSIONS = ("0.24", "0.28")
 
 @dataclass(frozen=True)
 class Override:
-    """A function or method that one of ours replaces or extends; ours has to accept every call of theirs."""
+    """A function or method of verl or vLLM that this repository replaces or extends."""
 
     path: str
-    """Dotted path of theirs; a Ray actor class stands for the class behind it."""
-    ours: str
-    """Dotted path of ours."""
+    """Dotted path of the original; a Ray actor class stands for the class that it was made from."""
+    override: str
+    """Dotted path of the override, which has to accept every call of the original."""
     why: str
-    """What ours does."""
+    """What the override does."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ _EXTENDED = (
         _TRAINER,
         "recipe.trd.training.trainer.TrdTrainer",
         {
-            "_init_resource_pool_mgr": "puts in our worker",
+            "_init_resource_pool_mgr": "uses our worker",
             "_compute_old_log_prob": "skips a forward pass that no loss needs",
             "_compute_metrics": "adds the metrics of the rewrites",
             "_log_rollout_data": "writes y_o and y_r",
@@ -95,7 +96,7 @@ _EXTENDED = (
         _WORKER,
         "recipe.trd.training.worker.TrdWorker",
         {
-            "init_model": "hands our loss to the engine",
+            "init_model": "passes our loss to the engine",
             "update_actor": "adds masks; student at temperature 1",
             "compute_log_prob": "at temperature 1",
         },
@@ -106,17 +107,17 @@ _EXTENDED = (
         {
             "init_model": "chooses our engine",
             "save_checkpoint": "saves the average of the weights",
-            "load_checkpoint": "takes it up again",
+            "load_checkpoint": "restores it",
         },
     ),
     (
         _LM,
         "verl_ext.engine.distillation.DistillationEngine",
         {
-            "_build_module": "teaches the model to hand over hidden states",
+            "_build_module": "makes the model return hidden states",
             "forward_backward_batch": "counts masks over the global batch, sizes micro-batches by the longer context",
             "forward_step": "calls the loss inside the forward pass",
-            "optimizer_step": "moves the average of the weights",
+            "optimizer_step": "updates the average of the weights",
         },
     ),
     (
@@ -138,13 +139,13 @@ _EXTENDED = (
             "_compute_teacher_logprobs": "does nothing: the teacher was asked before",
         },
     ),
-    (_AGENT_MANAGER, "recipe.trd.training.agent_loop.TrdAgentLoopManager", {"__init__": "puts in our worker"}),
+    (_AGENT_MANAGER, "recipe.trd.training.agent_loop.TrdAgentLoopManager", {"__init__": "uses our worker"}),
     (
         _SERVER,
         "verl_ext.server.topk_server.TopKServer",
         {
             "generate": "answers with top-k log-probs",
-            "_get_worker_extension_cls": "takes in the average of a LoRA student",
+            "_get_worker_extension_cls": "accepts the average of a LoRA student's adapter",
             "run_server": "holds two adapters",
             "run_headless": "holds two adapters",
         },
@@ -152,7 +153,7 @@ _EXTENDED = (
     (
         _EXTENSION,
         "verl_ext.server.lora.AdapterExtension",
-        {"update_weights_from_ipc": "knows whose adapter comes", "_update_weights": "names it"},
+        {"update_weights_from_ipc": "tells the average from the student's adapter", "_update_weights": "names it"},
     ),
     (_ROLLOUT, "verl_ext.server.lora.AdapterRollout", {"update_weights": "sends the average first"}),
     (_REPLICA, "verl_ext.server.topk_server.TopKReplica", {"__init__": "chooses the server's class"}),
@@ -160,8 +161,8 @@ _EXTENDED = (
 
 OVERRIDES = (
     *(
-        Override(f"{theirs}.{name}", f"{ours}.{name}", why)
-        for theirs, ours, methods in _EXTENDED
+        Override(f"{base}.{name}", f"{subclass}.{name}", why)
+        for base, subclass, methods in _EXTENDED
         for name, why in methods.items()
     ),
     Override(
@@ -173,8 +174,9 @@ OVERRIDES = (
 
 SYMBOLS = {
     "recipe/trd/main.py": (Symbol("verl.trainer.main_ppo.run_ppo(config, task_runner_class)", "starts"),),
+    "recipe/trd/reports/reporting.py": (Symbol("transfer_queue.KVBatchMeta", "type of a step's batch"),),
     "recipe/trd/training/trainer.py": (
-        Symbol("verl.trainer.ppo.v1.trainer_base.register_trainer(name)", "names ours"),
+        Symbol("verl.trainer.ppo.v1.trainer_base.register_trainer(name)", "registers our trainer"),
         Symbol("transfer_queue.kv_batch_get(keys, partition_id, select_fields)", "reads the records of a step"),
         Symbol("transfer_queue.KVBatchMeta(keys, tags, partition_id)", "a step's batch"),
     ),
@@ -193,26 +195,66 @@ SYMBOLS = {
         ),
         Symbol("verl.utils.hf_tokenizer(name_or_path)", "the teacher's tokenizer"),
     ),
-    "recipe/trd/config/schema.py": (Symbol("verl.base_config.BaseConfig(_target_)", "frozen nodes"),),
+    **{
+        f"recipe/trd/config/{name}.py": (Symbol("verl.base_config.BaseConfig(_target_)", "frozen nodes"),)
+        for name in ("objective", "roles", "schema")
+    },
+    "recipe/trd/evaluate/vllm_sampling.py": (
+        Symbol("vllm.LLM(model, kwargs)", "the engine of the evaluated model"),
+        Symbol(
+            "vllm.SamplingParams(n, temperature, top_p, top_k, max_tokens, seed, skip_special_tokens, output_kind)",
+            "a seed for each sample",
+        ),
+        Symbol("vllm.inputs.tokens_input(prompt_token_ids)", "prompts as token ids"),
+        Symbol("vllm.lora.request.LoRARequest(lora_name, lora_int_id, lora_path)", "evaluates a LoRA adapter"),
+        Symbol("vllm.v1.engine.llm_engine.LLMEngine.add_request(request_id, prompt, params, lora_request)", "asks"),
+        Symbol("vllm.v1.engine.llm_engine.LLMEngine.step()", "finished samples, as they come"),
+        Symbol("vllm.platforms.current_platform.is_cpu()", "no chunked prefill of seeded requests on CPU"),
+    ),
+    "recipe/trd/oprd/fit_rollouts.py": (
+        Symbol("vllm.LLM.generate(prompts, sampling_params, use_tqdm)", "rollouts that the bridge is fitted on"),
+        Symbol("vllm.SamplingParams(temperature, max_tokens, detokenize)", "how they are sampled"),
+        Symbol("vllm.inputs.TokensPrompt(prompt_token_ids)", "prompts as token ids"),
+    ),
+    "recipe/trd/plan/memory.py": (
+        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with _target_"),
+    ),
+    "recipe/trd/rewards/code_grading.py": (
+        Symbol(
+            "verl.utils.reward_score.sandbox_fusion.utils.check_correctness(sandbox_fusion_url, in_outs, generation, "
+            "timeout, memory_limit_mb, concurrent_semaphore)",
+            "runs code on a SandboxFusion server",
+        ),
+    ),
+    "recipe/trd/training/preemption.py": (
+        Symbol(
+            "verl.trainer.ppo.checkpoint_callback.CheckpointCallback.on_save(trainer, global_step, checkpoint_dir)",
+            "stops on request after a checkpoint",
+        ),
+    ),
     "recipe/trd/rewrite/teacher.py": (
         Symbol(
             "verl.workers.rollout.llm_server.LLMServerClient.generate(request_id, prompt_ids, sampling_params, kwargs)",
-            "asks the teacher; hands further arguments to the server",
+            "asks the teacher; passes further arguments to the server",
         ),
+        Symbol("verl.workers.rollout.replica.TokenOutput(token_ids, stop_reason, extra_fields)", "the answer"),
     ),
     "recipe/trd/training/loss.py": (
         Symbol(f"{_LOSSES}.DistillationLossSettings(names, use_topk)", "says what the loss needs"),
         Symbol(f"{_LOSSES}.register_distillation_loss(loss_settings)", "makes loss_mode=trd known"),
         Symbol("verl.utils.metric.Metric(aggregation, value)", "sums over ranks"),
         Symbol("verl.workers.config.ActorConfig(loss_agg_mode, loss_scale_factor)", "how losses are averaged"),
+        Symbol("verl.workers.config.DistillationConfig(distillation_loss)", "is passed to every loss"),
     ),
     "recipe/trd/training/advantage.py": (
         Symbol("verl.trainer.ppo.core_algos.register_adv_est(name_or_enum)", "makes adv_estimator=distillation known"),
     ),
     "recipe/trd/training/worker.py": (
-        Symbol("verl.workers.engine_workers.TrainingWorker.set_loss_fn(loss_fn)", "hands our loss to the engine"),
+        Symbol("verl.workers.engine_workers.TrainingWorker.set_loss_fn(loss_fn)", "passes our loss to the engine"),
         Symbol("verl.utils.tensordict_utils.assign_non_tensor(tensor_dict, kwargs)", "sets the temperature of a batch"),
         Symbol("verl.utils.tensordict_utils.get(tensordict, key)", "the metrics of an update"),
+        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with _target_"),
+        Symbol("verl.utils.device.get_device_id()", "where the bridge's weights lie"),
         Symbol(f"{_DECORATOR}.register(dispatch_mode)", "callable from the trainer"),
         Symbol(f"{_DECORATOR}.make_nd_compute_dataproto_dispatch_fn(mesh_name)", "splits a batch"),
     ),
@@ -222,7 +264,7 @@ SYMBOLS = {
         Symbol(f"{_FSDP}.get_data_parallel_group()", "counts tokens over the global batch"),
         Symbol(
             "verl.utils.ulysses.gather_outputs_and_unpad(x, gather_dim, unpad_dim, padding_size, grad_scaler)",
-            "the teacher's rows of sliced sequences",
+            "the teacher's positions of sliced sequences",
         ),
         Symbol("verl.utils.tensordict_utils.assign_non_tensor(tensor_dict, kwargs)", "settings of a micro-batch"),
         Symbol("verl.utils.tensordict_utils.get_non_tensor_data(data, key, default)", "settings of a micro-batch"),
@@ -236,6 +278,9 @@ SYMBOLS = {
         Symbol(f"{_REGISTRY}.new(model_type, backend, args, kwargs)", "builds the teacher"),
         Symbol(f"{_FSDP}.get_per_tensor_param(layered_summon, base_sync_done)", "adapters as the server knows them"),
         Symbol(f"{_FSDP}.initialize()", "builds the teacher"),
+        Symbol(f"{_DECORATOR}.register(dispatch_mode)", "callable from the trainer"),
+        Symbol("verl.utils.device.get_device_id()", "where the teacher's weights lie"),
+        Symbol("verl.utils.device.get_device_name()", "where the teacher's weights lie"),
         Symbol(f"{_FSDP}.to(device, model, optimizer, grad)", "offloads the teacher"),
         Symbol("verl.trainer.config.CheckpointConfig(save_contents, load_contents)", "a teacher saves nothing"),
         Symbol(
@@ -259,17 +304,22 @@ SYMBOLS = {
     "verl_ext/server/topk_server.py": (
         Symbol(f"{_REPLICAS}.RolloutReplicaRegistry.register(name, loader)", "replaces vLLM's replica"),
         Symbol(f"{_REPLICAS}.TokenOutput(token_ids, stop_reason, extra_fields)", "what a server answers"),
-        Symbol(f"{_SERVER}._park_until_admitted(request_id)", "the gate around weight updates; counts the admitted"),
+        Symbol(
+            f"{_SERVER}._park_until_admitted(request_id)",
+            "waits while weights are updated; counts the admitted requests",
+        ),
         Symbol(
             "vllm.SamplingParams(max_tokens, temperature, top_p, top_k, logprobs, prompt_logprobs, flat_logprobs, "
             "detokenize, output_kind)",
             "asks for flat log-probs without text",
         ),
         Symbol("vllm.inputs.TokensPrompt(prompt_token_ids)", "token in, token out"),
+        Symbol("vllm.lora.request.LoRARequest(lora_name, lora_int_id, lora_path)", "base weights or an adapter"),
         Symbol("vllm.logprobs.FlatLogprobs(start_indices, token_ids, logprobs)", "arrays of log-probs"),
         Symbol("vllm.v1.engine.async_llm.AsyncLLM.generate(prompt, sampling_params, request_id, lora_request)", "asks"),
     ),
     "verl_ext/cpu/platform.py": (
+        Symbol("verl.plugin.platform.platform_base.PlatformBase", "is subclassed"),
         Symbol(
             "verl.plugin.platform.platform_manager.PlatformRegistry.register(platform)", "makes VERL_PLATFORM=cpu known"
         ),
@@ -285,7 +335,7 @@ SYMBOLS = {
         Symbol(f"{_TRANSFER}.async_send_weights(weights)", "wrapped, to explain a receiver that died"),
     ),
 }
-"""By the file of ours that uses them."""
+"""By the file of this repository that uses them."""
 
 ATTRIBUTES = {
     "recipe/trd/training/task_runner.py": (
@@ -293,7 +343,7 @@ ATTRIBUTES = {
         Attribute(f"{_REPLICAS}.RolloutReplica.servers", "servers"),
     ),
     "recipe/trd/reports/reporting.py": (
-        Attribute(f"{_TRAINER}.trainer_mode", "pinned to sync, whatever name ours is registered by"),
+        Attribute(f"{_TRAINER}.trainer_mode", "set to sync, whatever name our trainer is registered by"),
         Attribute(f"{_TRAINER}.config", "reads the trd node"),
         Attribute(f"{_TRAINER}.global_steps", "numbers steps"),
         Attribute(f"{_TRAINER}.total_training_steps", "time left"),
@@ -308,16 +358,16 @@ ATTRIBUTES = {
         Attribute(f"{_TEACHERS}.teacher_model.MultiTeacherModelManager.teacher_model_managers", "servers"),
         Attribute(f"{_TEACHERS}.teacher_model.TeacherModelManager.rollout_replicas", "servers"),
         Attribute(f"{_REPLICAS}.RolloutReplica.server_handle", "is asked for its weights"),
-        Attribute(f"{_TRAINER}.role_worker_mapping", "puts in our worker"),
+        Attribute(f"{_TRAINER}.role_worker_mapping", "uses our worker"),
         Attribute(f"{_TRAINER}._dump_executor", "writes the dump beside the training"),
-        Attribute("verl.trainer.ppo.utils.Role.ActorRollout", "puts in our worker"),
-        Attribute("verl.trainer.ppo.utils.Role.ActorRolloutRef", "puts in our worker"),
+        Attribute("verl.trainer.ppo.utils.Role.ActorRollout", "uses our worker"),
+        Attribute("verl.trainer.ppo.utils.Role.ActorRolloutRef", "uses our worker"),
     ),
     "recipe/trd/training/agent_loop.py": (
         Attribute(f"{_AGENT_WORKER}.config", "reads the trd node"),
         Attribute(f"{_AGENT_WORKER}.teacher_client", "asks the teacher"),
         Attribute(f"{_AGENT_WORKER}.llm_client", "asks the student's server"),
-        Attribute(f"{_AGENT_MANAGER}.agent_loop_workers_class", "puts in our worker"),
+        Attribute(f"{_AGENT_MANAGER}.agent_loop_workers_class", "uses our worker"),
     ),
     "recipe/trd/training/worker.py": (
         Attribute(f"{_WORKER}.actor", "the engine that gets our loss"),
@@ -336,9 +386,13 @@ ATTRIBUTES = {
         Attribute(f"{_WORKER}.actor", "the student's engine"),
         Attribute(f"{_WORKER}.rollout", "sends the average"),
         Attribute(f"{_WORKER}.layered_summon", "how adapters are gathered"),
+        Attribute(f"{_DECORATOR}.Dispatch.ONE_TO_ALL", "init_model, checkpoints"),
         Attribute(f"{_FSDP}.model_config", "the teacher shares settings"),
         Attribute(f"{_FSDP}.engine_config", "the teacher is sharded in the student's way"),
         Attribute(f"{_FSDP}.is_param_offload_enabled", "where the teacher's weights lie"),
+    ),
+    "recipe/trd/evaluate/vllm_sampling.py": (
+        Attribute("vllm.sampling_params.RequestOutputKind.FINAL_ONLY", "one answer"),
     ),
     "verl_ext/engine/causal_lm.py": (Attribute("transformers.PreTrainedModel.base_model", "the model without head"),),
     "verl_ext/server/topk_server.py": (
@@ -360,4 +414,4 @@ ATTRIBUTES = {
     "verl_ext/cpu/weight_transfer.py": (Attribute(f"{_TRANSFER}.socket", "gets the time limit"),),
     "recipe/trd/training/loss.py": (Attribute("verl.utils.metric.AggregationType.SUM", "sums over ranks"),),
 }
-"""By the file of ours that uses them."""
+"""By the file of this repository that uses them."""

@@ -45,19 +45,19 @@ CONFIG_KEYS = {
 """Keys of verl's configuration that our code reads or checks, by their node."""
 
 ADDED_KEYS = {
-    "data.refine_template": "ours",
-    "data.privileged_template": "ours",
-    "data.max_refine_length": "ours",
-    "data.reference_key": "ours",
-    "data.reward_function": "ours",
-    "data.reward_kwargs": "ours",
-    "data.reward_kwargs.max_tests": "ours",
-    "data.reward_kwargs.timeout_s": "ours",
-    "data.reward_kwargs.memory_mb": "ours",
-    "data.reward_kwargs.tolerance": "ours",
-    "data.reward_kwargs.score": "ours",
-    "data.reward_kwargs.sandbox_fusion_url": "ours",
-    "data.reward_kwargs.sandbox_fusion_max_concurrent": "ours",
+    "data.refine_template": "recipe",
+    "data.privileged_template": "recipe",
+    "data.max_refine_length": "recipe",
+    "data.reference_key": "recipe",
+    "data.reward_function": "recipe",
+    "data.reward_kwargs": "recipe",
+    "data.reward_kwargs.max_tests": "recipe",
+    "data.reward_kwargs.timeout_s": "recipe",
+    "data.reward_kwargs.memory_mb": "recipe",
+    "data.reward_kwargs.tolerance": "recipe",
+    "data.reward_kwargs.score": "recipe",
+    "data.reward_kwargs.sandbox_fusion_url": "recipe",
+    "data.reward_kwargs.sandbox_fusion_max_concurrent": "recipe",
     "reward.custom_reward_function.reward_kwargs": "verl.trainer.ppo.reward",
     "actor_rollout_ref.rollout.enable_sleep_mode": "verl.workers.config.RolloutConfig",
     "actor_rollout_ref.rollout.agent.agent_loop_manager_class": f"{_RUNNER}.init_agent_loop_manager",
@@ -71,6 +71,6 @@ ADDED_KEYS = {
     "ray_kwargs.ray_init.include_dashboard": "ray.init",
     "ray_kwargs.ray_init.runtime_env.env_vars.VERL_FILE_LOGGER_PATH": "verl.utils.tracking",
     "ray_kwargs.ray_init.runtime_env.env_vars.TENSORBOARD_DIR": "verl.utils.tracking",
-    "ray_kwargs.ray_init.runtime_env.env_vars.WANDB_DIR": "ours",
+    "ray_kwargs.ray_init.runtime_env.env_vars.WANDB_DIR": "recipe",
 }
-"""Keys that our YAML files add to verl's: `ours`, or the source in which the last part of the key is read."""
+"""Keys that our YAML files add to verl's: `recipe`, or the source of verl in which the last part of the key is read."""

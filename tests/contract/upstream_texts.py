@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Text:
-    """A name that only exists inside the source: a key, a file, an environment variable, the shape of a call."""
+    """What no signature shows: a key, a file, an environment variable, the form of a call."""
 
     path: str
     """Dotted path of the function, method, class or module whose source has to contain it."""
@@ -35,7 +35,7 @@ TEXTS = {
         Text(
             "verl.trainer.ppo.padding_utils.construct_minimal_padding_template",
             'template_sample["teacher_ids"] = teacher_ids.new_full((sequence_length',
-            "rows of the teacher in padding",
+            "the teacher's positions in padding",
         ),
     ),
     "recipe/trd/training/reduction.py": tuple(
@@ -55,7 +55,7 @@ TEXTS = {
         Text(
             "verl.workers.engine_workers.TrainingWorker.train_mini_batch",
             'mini_batch_size = tu.pop(data, key="mini_batch_size"',
-            "counts rows, of which a task reward beside y_r has two",
+            "counts samples, of which a task reward beside y_r has two",
         ),
         Text(f"{_TRAINER}._compute_old_log_prob", '"compute_loss": False', "log-probs need no loss"),
     ),
@@ -64,7 +64,7 @@ TEXTS = {
         Text(
             f"{_FSDP}.forward_backward_batch",
             "self.forward_step(micro_batch, loss_function=loss_function, forward_only=forward_only)",
-            "one call of ours for a micro-batch",
+            "one call of our engine for a micro-batch",
         ),
         Text(
             "verl.utils.seqlen_balancing.rearrange_micro_batches",
@@ -76,16 +76,21 @@ TEXTS = {
         Text("verl.workers.engine.utils.postprocess_batch_func", 'o["loss"]', "what we report of a micro-batch"),
     ),
     "verl_ext/server/lora.py": (
-        Text("verl.workers.rollout.base.get_rollout_class", "_ROLLOUT_REGISTRY[(rollout_name, mode)]", "finds our end"),
+        Text("verl.workers.rollout.vllm_rollout.utils", "VLLM_LORA_INT_ID = ", "number of the student's adapter"),
+        Text(
+            "verl.workers.rollout.base.get_rollout_class",
+            "_ROLLOUT_REGISTRY[(rollout_name, mode)]",
+            "finds our rollout class",
+        ),
         Text(
             f"{_EXTENSION}.update_weights_from_ipc",
             "self.remove_lora(VLLM_LORA_INT_ID)",
-            "the average goes before the student's adapter",
+            "the average is sent before the student's adapter",
         ),
         Text(
             "verl.workers.rollout.vllm_rollout.vllm_rollout.ServerAdapter.update_weights",
             'kwargs={**kwargs, "use_shm": self.use_shm}',
-            "carries our word to the extension",
+            "passes our keyword on to the extension",
         ),
         Text(
             f"{_WORKER}.update_weights", "peft_config=peft_config, base_sync_done=True", "only then adapters are sent"
@@ -93,25 +98,29 @@ TEXTS = {
     ),
     "verl_ext/engine/causal_lm.py": (
         Text(f"{_FSDP}._build_model_optimizer", "module = self._build_module()", "before adapters and FSDP"),
-        Text(f"{_FSDP}._build_model_optimizer", "signature(module.forward).parameters", "ours keeps the signature"),
+        Text(
+            f"{_FSDP}._build_model_optimizer", "signature(module.forward).parameters", "our model keeps the signature"
+        ),
         Text("transformers.models.gemma2.modeling_gemma2", "self.config.final_logit_softcapping", "capped logits"),
         Text("transformers.models.granite.modeling_granite", "logits / self.config.logits_scaling", "divided logits"),
         Text("transformers.models.cohere.modeling_cohere", "logits * self.logit_scale", "multiplied logits"),
     ),
     "recipe/trd/training/agent_loop.py": (
-        Text(f"{_OUTPUT}.as_dict", 'extra_fields.pop("teacher_ids"', "rows become tensors"),
-        Text(f"{_OUTPUT}.as_dict", 'extra_fields.pop("teacher_logprobs"', "rows become tensors"),
+        Text(f"{_OUTPUT}.as_dict", 'extra_fields.pop("teacher_ids"', "lists become tensors"),
+        Text(f"{_OUTPUT}.as_dict", 'extra_fields.pop("teacher_logprobs"', "lists become tensors"),
         Text(f"{_AGENT_WORKER}._compute_score", "final_output.reward_score is None", "grades once"),
         Text(f"{_AGENT_WORKER}._compute_score", 'extra_fields["reward_extra_info"]', "acc"),
-        Text(f"{_AGENT_WORKER}._agent_loop_postprocess", "final_output = outputs[-1]", "the last row has the reward"),
+        Text(
+            f"{_AGENT_WORKER}._agent_loop_postprocess", "final_output = outputs[-1]", "the last sample has the reward"
+        ),
         Text(
             "verl.trainer.ppo.v1.utils.compute_advantage_for_multi_trajectories",
             "data.select_idxs(final_indices)",
-            "the last row of a session makes the advantage",
+            "the last sample of a session makes the advantage",
         ),
     ),
     "recipe/trd/training/trainer.py": (
-        Text("verl.trainer.ppo.padding_utils", "is_padding=True", "rows without a record"),
+        Text("verl.trainer.ppo.padding_utils", "is_padding=True", "padding has no record"),
     ),
     "recipe/trd/reports/run_folder.py": (
         Text(f"{_TRAINER}._save_checkpoint", "latest_checkpointed_iteration.txt", "resumes or not"),
@@ -139,7 +148,7 @@ TEXTS = {
         Text(
             "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU.add_lora_logits",
             "bgmv_shrink(x, lora_a_stacked, buffer, self.sampler_indices, scale)",
-            "one row a request; no longer so: our replacement can go",
+            "one position a request; if not, our replacement can go",
         ),
     ),
     "verl_ext/cpu/vllm_weights.py": (
@@ -150,4 +159,4 @@ TEXTS = {
         ),
     ),
 }
-"""By the file of ours that relies on them."""
+"""By the file of this repository that relies on them."""
