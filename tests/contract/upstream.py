@@ -186,6 +186,14 @@ SYMBOLS = {
         Symbol("verl.utils.config.validate_config(config, use_reference_policy, use_critic)", "verl's own checks"),
         Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with _target_"),
     ),
+    "recipe/trd/preflight/reward_call.py": (
+        Symbol("verl.trainer.ppo.reward.get_custom_reward_fn(config)", "the reward function that a run would call"),
+        Symbol(
+            "verl.utils.reward_score.default_compute_score(data_source, solution_str, ground_truth, extra_info)",
+            "verl's own reward function",
+        ),
+    ),
+    "recipe/trd/preflight/surroundings.py": (Symbol("verl.utils.tracking.Tracking", "names of its loggers"),),
     "recipe/trd/training/agent_loop.py": (
         Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with _target_"),
         Symbol(f"{_AGENT_WORKER}._compute_score(outputs, kwargs)", "grades y_o while it is rewritten"),
