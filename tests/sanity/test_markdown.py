@@ -19,10 +19,10 @@ NOT_HERE = {
     "configs/method/opd_total_variation.yaml": "the reader of docs/extending.md writes it",
     "docs/advance/ppo_lora": "of verl",
     "docs/algo/opd.md": "of verl",
+    "verl_ext.cpu.device": "made by verl_ext/cpu/platform.py",
 }
-"""Paths that a text names and that this repository does not have, to the reason why."""
+"""Paths and modules that a text names and that are no files of this repository, to the reason why."""
 EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-EACH_FILE = pytest.mark.parametrize("path", [*PAGES, *TEXTS], ids=lambda path: str(path.relative_to(ROOT)))
 
 
 def without_code(text):
@@ -74,13 +74,21 @@ def is_command(module):
     return place.with_suffix(".py").is_file() or (place / "__main__.py").is_file()
 
 
-@EACH_FILE
-def test_commands_exist(path):
-    text = path.read_text(encoding="utf-8")
+def found_in_texts(find):
+    """What `find` finds in the text of each page and source, with the file; empty where all is well."""
+    found = {str(path.relative_to(ROOT)): find(path.read_text(encoding="utf-8")) for path in [*PAGES, *TEXTS]}
+    return {name: wrong for name, wrong in found.items() if wrong}
+
+
+def missing_commands(text):
     modules = re.findall(r"python3? -m ((?:recipe|verl_ext|benchmarks)[\w.]*\w)", text)
-    assert [module for module in modules if not is_command(module)] == []
-    targets = set(re.findall(r"`make ([a-z-]+)`", text))
-    assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    wanted = re.findall(r"`make ([a-z-]+)`", text)
+    return [name for name in modules if not is_command(name)] + [name for name in wanted if name not in targets]
+
+
+def test_commands_exist():
+    assert found_in_texts(missing_commands) == {}
 
 
 def named_paths(text):
@@ -94,21 +102,37 @@ def named_paths(text):
                 yield expanded
 
 
-@EACH_FILE
-def test_paths_exist(path):
-    names = set(named_paths(path.read_text(encoding="utf-8"))) - set(NOT_HERE)
-    assert [name for name in names if not list(ROOT.glob(name))] == []
+def missing_paths(text):
+    return [name for name in set(named_paths(text)) - set(NOT_HERE) if not list(ROOT.glob(name))]
 
 
-@EACH_FILE
-def test_modules_exist(path):
-    text = path.read_text(encoding="utf-8")
+def test_paths_exist():
+    assert found_in_texts(missing_paths) == {}
+
+
+def is_file_or_folder(name):
+    place = ROOT / name.replace(".", "/")
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
+def missing_modules(text):
+    """Dotted names of modules, or of something in a file, that are not there."""
     named = set(re.findall(r"\b(?:recipe\.trd|verl_ext)(?:\.[a-z]\w*)+", text))
-    candidates = {name: (name, name.rpartition(".")[0]) for name in named}
-    places = {name: [ROOT / module.replace(".", "/") for module in modules] for name, modules in candidates.items()}
-    assert [
-        n for n, found in places.items() if not any(p.is_dir() or p.with_suffix(".py").is_file() for p in found)
-    ] == []
+    in_files = {name for name in named if (ROOT / f"{name.rpartition('.')[0].replace('.', '/')}.py").is_file()}
+    return sorted(name for name in named - in_files - set(NOT_HERE) if not is_file_or_folder(name))
+
+
+def test_modules_exist():
+    assert found_in_texts(missing_modules) == {}
+
+
+def test_folders_of_contributing_are_those_of_the_tree():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `([\w/]+)/` \|", text, re.MULTILINE)
+    rooms = {path.parent for pattern in ("recipe/trd/*/*.py", "verl_ext/*/*.py") for path in ROOT.glob(pattern)}
+    tests = {path for path in ROOT.glob("tests/*") if path.is_dir() and list(path.rglob("test_*.py"))}
+    expected = {str(path.relative_to(ROOT)) for path in rooms | tests} | {"recipe/trd", "configs"}
+    assert sorted(listed) == sorted(expected)
 
 
 def test_what_is_wrong_is_found(tmp_path):
@@ -121,5 +145,10 @@ def test_what_is_wrong_is_found(tmp_path):
     assert can_be_broken("word " * 30)
     assert not can_be_broken("| word " * 30)
     assert not can_be_broken("- https://" + "a" * 130)
-    assert not is_command("recipe.trd.config")
+    assert missing_commands("`python -m recipe.trd.config`, `make nothing`") == ["recipe.trd.config", "nothing"]
+    assert missing_modules("recipe.trd.main.run, recipe.trd.no, verl_ext.engine.no.thing") == [
+        "recipe.trd.no",
+        "verl_ext.engine.no.thing",
+    ]
+    assert missing_paths("docs/extending.md docs/no.md") == ["docs/no.md"]
     assert list(named_paths("see docs/{a,b}.md, tests/<x>/y, /tmp/docs/c.md")) == ["docs/a.md", "docs/b.md"]
