@@ -1,6 +1,7 @@
 """Top-k log-probs from a real vLLM engine: with the generation, from a second pass, and from Hugging Face."""
 
 import asyncio
+from functools import partial
 from types import SimpleNamespace
 from uuid import uuid4
 
@@ -33,30 +34,29 @@ def answers(world):
         )
         for problem in problems
     ]
+    arguments = AsyncEngineArgs(
+        model=str(world / "teacher"),
+        dtype="float32",
+        max_model_len=256,
+        enforce_eager=True,
+        # Of the machine's memory, on a CPU; the default wants nearly all of it.
+        gpu_memory_utilization=0.15,
+        max_logprobs=TOP_K,
+        logprobs_mode="raw_logprobs",
+    )
 
     async def ask():
-        arguments = AsyncEngineArgs(
-            model=str(world / "teacher"),
-            dtype="float32",
-            max_model_len=256,
-            enforce_eager=True,
-            # Of the machine's memory, on a CPU; the default wants nearly all of it.
-            gpu_memory_utilization=0.15,
-            max_logprobs=TOP_K,
-            logprobs_mode="raw_logprobs",
-        )
         server = object.__new__(TopKServer)
         server.engine = AsyncLLM.from_engine_args(arguments)
         server.config, server.global_steps = SimpleNamespace(max_model_len=256), 0
         server._submission_paused, server._admitting = False, 0
+        generate = partial(server.generate, topk=TOP_K)
         sampling = {"max_tokens": 64, "temperature": 0.7, "top_p": 0.9, "top_k": -1}
         try:
-            generated = await asyncio.gather(
-                *(server.generate(prompt, sampling, uuid4().hex, topk=TOP_K) for prompt in prompts)
-            )
+            generated = await asyncio.gather(*(generate(prompt, sampling, uuid4().hex) for prompt in prompts))
             scored = await asyncio.gather(
                 *(
-                    server.generate([*prompt, *output.token_ids], {}, uuid4().hex, topk=TOP_K, score_from=len(prompt))
+                    generate([*prompt, *output.token_ids], {}, uuid4().hex, score_from=len(prompt))
                     for prompt, output in zip(prompts, generated, strict=True)
                 )
             )

@@ -64,32 +64,31 @@ class TopKServer(vLLMHttpServer):
         """
         if topk is None:
             return await super().generate(prompt_ids, sampling_params, request_id, **kwargs)
-        room = self.config.max_model_len - len(prompt_ids)
-        if room < 1:
-            raise ValueError(
-                f"a prompt of {len(prompt_ids)} tokens leaves no room in max_model_len={self.config.max_model_len}"
-            )
-        wanted: dict[str, Any]
+        room = self._room(prompt_ids)
+        wanted: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": topk}
         if score_from is None:
             wanted = {**sampling_params, "max_tokens": min(sampling_params["max_tokens"], room), "logprobs": topk}
-        else:
-            wanted = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": topk}
         output = await self._run(prompt_ids, wanted, request_id, AVERAGE if averaged else None)
         if output is None or not output.outputs:
             return TokenOutput(token_ids=[], stop_reason="aborted", extra_fields={"finish_reason": "abort"})
         completion = output.outputs[0]
         logprobs = completion.logprobs if score_from is None else output.prompt_logprobs
         ids, log_probs = unpack_topk(logprobs, topk, first_position=score_from or 0)
+        reason, found = completion.finish_reason, {"topk_ids": ids, "topk_log_probs": log_probs}
         return TokenOutput(
             token_ids=list(completion.token_ids) if score_from is None else [],
-            stop_reason="aborted" if completion.finish_reason == "abort" else "completed",
-            extra_fields={
-                "finish_reason": completion.finish_reason,
-                "topk_ids": ids,
-                "topk_log_probs": log_probs,
-                "global_steps": self.global_steps,
-            },
+            stop_reason="aborted" if reason == "abort" else "completed",
+            extra_fields={"finish_reason": reason, **found, "global_steps": self.global_steps},
         )
+
+    def _room(self, prompt_ids: list[int]) -> int:
+        """Tokens that can be generated after a prompt."""
+        room: int = self.config.max_model_len - len(prompt_ids)
+        if room < 1:
+            raise ValueError(
+                f"a prompt of {len(prompt_ids)} tokens leaves no room in max_model_len={self.config.max_model_len}"
+            )
+        return room
 
     async def check_weights(self) -> None:
         """Ask for one distribution.

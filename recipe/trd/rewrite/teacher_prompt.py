@@ -94,11 +94,8 @@ def templated(
         ids = chat_ids(tokenizer, [*before, {"role": "user", "content": text}], template_kwargs)
         excess = len(ids) - max_length
         if excess <= 0:
-            return TeacherPrompt(
-                ids,
-                num_cut=len(y_o_ids or ()) - kept,
-                num_cut_reference=len(y_star_ids or ()) - kept_star,
-            )
+            cut, cut_reference = len(y_o_ids or ()) - kept, len(y_star_ids or ()) - kept_star
+            return TeacherPrompt(ids, num_cut=cut, num_cut_reference=cut_reference)
         # Another round may be needed: tokens merge differently at the new end of a text.
         if kept > 0:
             kept = max(0, kept - excess)
