@@ -93,7 +93,7 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     ) -> None:
         if not validate:
             (y_o,) = output if isinstance(output, list) else [output]
-            output = await self._training_samples(_as_sample(y_o), kwargs)
+            output = [*await self._training_samples(_as_sample(y_o), kwargs)]
         await super()._agent_loop_postprocess(output, validate, **kwargs)
 
     async def _compute_teacher_logprobs(self, *args: Any, **kwargs: Any) -> None:
@@ -146,6 +146,7 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         record.teacher_prompt_ids = prompt.ids
         record.num_cut_reference = max(record.num_cut_reference, prompt.num_cut_reference)
         record.no_reference = self.plan.needs_reference and y_star is None
+        assert self.trd.teacher is not None, "checked in setup_method"
         scorer = self.trd.teacher.scorer
         if scorer is Scorer.ENGINE:
             ids = [*prompt.ids, *self.teacher.in_teacher_tokens(sample.response_ids)]
@@ -182,9 +183,9 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         self, rewrite: Rewrite | None, raw_prompt: Sequence[Message], *, y_o_ids: Sequence[int], y_star: str | None
     ) -> TeacherPrompt | None:
         """What the teacher sees before the response; None where that cannot be had."""
-        accepted = rewrite is not None and rewrite.verdict is Verdict.ACCEPTED
-        context = self.plan.scored if rewrite is None or accepted else self.plan.fallback
-        if accepted and context == self.plan.refine:
+        rejected = rewrite is not None and rewrite.verdict is not Verdict.ACCEPTED
+        context = self.plan.fallback if rejected else self.plan.scored
+        if rewrite is not None and not rejected and context == self.plan.refine:
             return rewrite.prompt
         return self.teacher.prompt(context, raw_prompt, y_o_ids=y_o_ids, y_star=y_star)
 

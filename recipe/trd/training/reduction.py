@@ -1,5 +1,7 @@
 """What every response token weighs in the loss, so that a loss is a plain sum over tokens."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -32,7 +34,8 @@ def token_weights(
     Raises:
         ValueError: a mode that verl does not know.
     """
-    values, lengths = mask.values().to(torch.float32), mask.offsets().diff()
+    jagged: Any = mask  # torch declares `offsets` for nested tensors only
+    values, lengths = mask.values().to(torch.float32), jagged.offsets().diff()
     if loss_agg_mode == "token-mean":
         return values * (num_ranks / max(1, num_tokens))
     if loss_agg_mode == "token-sum":
