@@ -41,7 +41,7 @@ class TourAgentLoopWorker(TrdAgentLoopWorker):
         with open_dict(self.config):
             self.config.trd = OmegaConf.create(trd)
             self.config.actor_rollout_ref.rollout.n = num_rollouts
-        self.take_up_method()
+        self.setup_method()
 
 
 class TourAgentLoopManager(TrdAgentLoopManager):
@@ -56,7 +56,7 @@ class TourWorker(TrdWorker):
         with open_dict(self.config):
             self.config.trd = OmegaConf.create(trd)
         self.loss_fn.keywords["config"].__dict__["loss_agg_mode"] = loss_agg_mode
-        self.take_up_method()
+        self.setup_method()
         self.first_seen: dict[str, torch.Tensor] = {}
         self.averaged = self._trained()
 

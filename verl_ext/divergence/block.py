@@ -1,4 +1,4 @@
-"""One block of rows: the value of every term, its gradient left in the block, and the diagnostics on the way."""
+"""One block of positions: the value of every term, its gradient left in the block, and the diagnostics on the way."""
 
 import torch
 from torch import Tensor
@@ -10,12 +10,12 @@ from verl_ext.divergence.token_weight import clip_entries, clip_positions, entro
 
 
 def output_names(objective: Objective, teacher: Head | TopK | None) -> list[str]:
-    """Names of the rows of `evaluate_block`, in order."""
+    """Names of what `evaluate_block` returns, in order."""
     names = ["token_loss"]
     for term in objective.terms:
-        names.append(term.name)
-        names += [f"{term.name}_clipped"] * (term.position_clip is not None)
-        names += [f"{term.name}_gate"] * (term.entropy_above is not None)
+        names.append(term.divergence)
+        names += [f"{term.divergence}_clipped"] * (term.position_clip is not None)
+        names += [f"{term.divergence}_gate"] * (term.entropy_above is not None)
     names.append("student_entropy")
     if teacher is not None:
         names += ["teacher_entropy", "argmax_agreement"]
@@ -68,8 +68,6 @@ def _teacher_entropy(block: Block) -> Tensor | None:
     if block.top_k is None:
         return None
     dtype = block.student.probs.dtype
-    if block.top_k.entropy is not None:
-        return block.top_k.entropy.to(dtype)
     probs = block.top_k.log_probs.double().exp()
     rest = (1 - probs.sum(-1)).clamp_min(0)
     return -(torch.special.xlogy(probs, probs).sum(-1) + torch.special.xlogy(rest, rest)).to(dtype)

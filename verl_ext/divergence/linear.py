@@ -1,8 +1,9 @@
-"""Divergences straight from hidden rows and output heads, without a [tokens, vocabulary] tensor.
+"""Divergences straight from hidden states and output heads, without a [tokens, vocabulary] tensor.
 
-The loss is sum_n w_n * D_n with weights w that are known beforehand, so each chunk of rows can form its gradient at
-once: logits of both sides, value, d(loss)/d(logits) in the place of the student's logits, and from it the gradients of
-hidden rows and head. Memory is two [chunk, V] buffers (one for a top-k teacher) and, if it trains, the head's gradient.
+The loss is sum_n w_n * D_n with weights w that are known beforehand, so each chunk of positions can form its gradient
+at once: logits of both sides, value, d(loss)/d(logits) in the place of the student's logits, and from it the gradients
+of hidden states and head. Memory is two [chunk, V] buffers (one for a top-k teacher) and, if it trains, the head's
+gradient.
 """
 
 from dataclasses import dataclass, replace
@@ -24,15 +25,15 @@ from verl_ext.divergence.support import Block, softmax_in_place
 
 CHUNK_BYTES = {"cpu": 206 << 20, "cuda": 768 << 20}
 """Memory of the [chunk, V] buffers together; changes memory and speed, not numbers. On a CPU, matrix products slow down
-with fewer rows: for a vocabulary of 151,936, 177 fit, or 355 beside a top-k."""
+with fewer positions: for a vocabulary of 151,936, 177 fit, or 355 beside a top-k."""
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 48 << 20}
-"""Size of one temporary [rows, V] of the work on the logits: large enough for two cores, small enough for a cache."""
+"""Size of one temporary [positions, V] of the work on logits: large enough for two cores, small enough for a cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LinearDivergence:
-    """`loss` (scalar, with a graph) and `tokens`: values per row [N] without one, 0 for rows of weight 0."""
+    """`loss` (scalar, with a graph) and `tokens`: values per position [N] without one, 0 for positions of weight 0."""
 
     loss: Tensor
     tokens: dict[str, Tensor]
@@ -46,24 +47,24 @@ def linear_divergence(
     objective: Objective,
     vocab_size: int | None = None,
 ) -> LinearDivergence:
-    """Loss sum_n tokens.weights[n] * D_n with gradients of the student's hidden rows, head and bias.
+    """Loss sum_n tokens.weights[n] * D_n with gradients of the student's hidden states, head and bias.
 
-    Computed in at least float32; float64 stays float64. Rows of weight 0 are never touched, whatever they hold. The
-    sum is over the rows given: with weights mask / (global token count) any split of the rows into micro-batches, or
-    over Ulysses ranks, adds up to the same loss and gradient.
+    Computed in at least float32; float64 stays float64. Positions of weight 0 are never touched, whatever they hold.
+    The sum is over the positions given: with weights mask / (global token count) any split of them into micro-batches,
+    or over Ulysses ranks, adds up to the same loss and gradient.
 
     Args:
         student: gradients flow to hidden, weight and bias where they require one.
-        teacher: a `Head` on the same rows, a `TopK`, or None for cross_entropy alone. Never gets a gradient.
-        tokens: weights of the rows, and what was sampled there.
+        teacher: a `Head` on the same positions, a `TopK`, or None for only cross_entropy. Never gets a gradient.
+        tokens: weights of the positions, and what was sampled there.
         objective: the terms.
-        vocab_size: number of real tokens; heads may have padding rows behind them, which take no part in any softmax
-            and get the gradient 0. None where both heads have no padding; heads of different size need it.
+        vocab_size: number of real tokens; heads may have padding after them, which takes no part in any softmax and
+            gets the gradient 0. None where both heads have no padding; heads of different size need it.
 
     Returns:
-        The loss, and per row: `token_loss` (what the loss sums, before the weight), the value of each term under the
-        name of its divergence (before position clip, gate and coefficient), `<name>_clipped` and `<name>_gate` where
-        it has these, `student_entropy`, `teacher_entropy` (of top-k and rest for a `TopK` without entropy),
+        The loss, and per position: `token_loss` (what the loss sums, before the weight), the value of each term under
+        the name of its divergence (before position clip, gate and coefficient), `<name>_clipped` and `<name>_gate`
+        where it has these, `student_entropy`, `teacher_entropy` (of top-k and rest for a `TopK`),
         `argmax_agreement`, and with a k `teacher_mass`, `student_mass` (probability of the top-k) and `overlap` (the
         fraction of the teacher's top-k in the student's).
 
@@ -73,7 +74,7 @@ def linear_divergence(
     """
     check_fit(objective=objective, teacher=teacher, tokens=tokens)
     num_tokens = _vocabulary(student, teacher, vocab_size)
-    _check_rows(student, teacher, tokens)
+    _check_positions(student, teacher, tokens)
     if student.swapped is not None:
         raise ValueError("only a teacher's tokens can be swapped")
     if isinstance(teacher, TopK):
@@ -133,7 +134,7 @@ class _LinearDivergence(torch.autograd.Function):
         if scale.device.type != "cpu" or scale.item() != 1:
             for gradient in gradients:
                 if gradient is not None:
-                    # Not rounded to a bfloat16 gradient's type first: that would shift all rows alike.
+                    # Not rounded to a bfloat16 gradient's type first: that would shift all positions alike.
                     gradient.mul_(scale)
         return *gradients, None
 
@@ -142,15 +143,15 @@ def _all_chunks(job: _Job, needs_gradient: tuple[bool, ...]) -> tuple[Tensor, _G
     """Outputs [names, N] and the gradients, in the types of what they belong to."""
     student, teacher = job.student, job.teacher
     dtype = working_dtype(student.hidden, student.weight)
-    rows = job.tokens.weights.nonzero().squeeze(-1)
+    positions = job.tokens.weights.nonzero().squeeze(-1)
     names = output_names(job.objective, teacher)
     outputs = torch.zeros(len(names), len(student.hidden), dtype=dtype, device=student.hidden.device)
-    gradients = _no_gradients(job, needs_gradient, dtype, num_rows=len(rows))
+    gradients = _no_gradients(job, needs_gradient, dtype, num_positions=len(positions))
 
     num_buffers = 2 if isinstance(teacher, Head) else 1
-    size = _chunk_rows(len(rows), num_buffers * job.num_tokens * dtype.itemsize, student.hidden.device.type)
+    size = _chunk_positions(len(positions), num_buffers * job.num_tokens * dtype.itemsize, student.hidden.device.type)
     buffers = student.hidden.new_empty((num_buffers, size, job.num_tokens), dtype=dtype)
-    for index, chunk in enumerate(rows.split(size) if len(rows) > 0 else ()):
+    for index, chunk in enumerate(positions.split(size) if len(positions) > 0 else ()):
         logits = buffers[0, : len(chunk)]
         raw_logits(hidden=student.hidden[chunk], weight=student.weight[: job.num_tokens], out=logits)
         if isinstance(teacher, Head):
@@ -168,12 +169,12 @@ def _all_chunks(job: _Job, needs_gradient: tuple[bool, ...]) -> tuple[Tensor, _G
     )
 
 
-def _no_gradients(job: _Job, needs_gradient: tuple[bool, ...], dtype: torch.dtype, *, num_rows: int) -> _Gradients:
-    """Zeros; but where rows follow, the first chunk will write the head's gradient, which is large, not add to it."""
+def _no_gradients(job: _Job, needs_gradient: tuple[bool, ...], dtype: torch.dtype, *, num_positions: int) -> _Gradients:
+    """Zeros; where positions follow, the first chunk writes the head's gradient, which is large, instead of adding."""
     student, (hidden, weight, bias) = job.student, needs_gradient
     weight_out = torch.empty_like(student.weight, dtype=dtype) if weight else None
     if weight_out is not None:
-        weight_out[job.num_tokens if num_rows > 0 else 0 :] = 0
+        weight_out[job.num_tokens if num_positions > 0 else 0 :] = 0
     return _Gradients(
         hidden=torch.zeros_like(student.hidden) if hidden else None,
         weight=weight_out,
@@ -201,20 +202,20 @@ def _gradient_in_place(job: _Job, chunk: Tensor, buffers: Tensor) -> Tensor:
     parts = []
     probs = torch.empty_like(buffers[:, :size])
     for start in range(0, len(chunk), size):
-        rows = chunk[start : start + size]
+        positions = chunk[start : start + size]
         logits = buffers[:, start : start + size]
         slope = finish_logits(logits=logits[0], head=job.student, num_tokens=job.num_tokens)
         if isinstance(job.teacher, Head):
             finish_logits(logits=logits[1], head=job.teacher, num_tokens=job.num_tokens)
         block = Block(
-            student=softmax_in_place(logits[0], probs=probs[0, : len(rows)]),
-            teacher=softmax_in_place(logits[1], probs=probs[1, : len(rows)]) if len(buffers) > 1 else None,
-            top_k=_rows_of_top_k(job.teacher, rows) if isinstance(job.teacher, TopK) else None,
-            ids=_column(job.tokens.ids, rows),
-            old_log_probs=_column(job.tokens.old_log_probs, rows),
-            advantages=_column(job.tokens.advantages, rows),
+            student=softmax_in_place(logits[0], probs=probs[0, : len(positions)]),
+            teacher=softmax_in_place(logits[1], probs=probs[1, : len(positions)]) if len(buffers) > 1 else None,
+            top_k=_top_k_at(job.teacher, positions) if isinstance(job.teacher, TopK) else None,
+            ids=_column(job.tokens.ids, positions),
+            old_log_probs=_column(job.tokens.old_log_probs, positions),
+            advantages=_column(job.tokens.advantages, positions),
         )
-        weights = job.tokens.weights[rows].to(buffers.dtype)
+        weights = job.tokens.weights[positions].to(buffers.dtype)
         values = evaluate_block(block, objective=job.objective, weights=weights, top_k=top_k)
         parts.append(torch.stack(values))
         block.logits_gradient(out=logits[0])
@@ -223,31 +224,26 @@ def _gradient_in_place(job: _Job, chunk: Tensor, buffers: Tensor) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def _chunk_rows(num_rows: int, row_bytes: int, device_type: str) -> int:
-    """Rows of a chunk: what the budget allows, evened out over the number of chunks that this makes, in sixteens."""
-    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // row_bytes)
-    num_chunks = max(1, -(-num_rows // most))
-    even = max(1, -(-num_rows // num_chunks))
-    return min(most, -(-even // 16) * 16, max(1, num_rows))
+def _chunk_positions(num_positions: int, position_bytes: int, device_type: str) -> int:
+    """Positions of a chunk: what the budget allows, evened out over the number of chunks that it makes, in sixteens."""
+    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // position_bytes)
+    num_chunks = max(1, -(-num_positions // most))
+    even = max(1, -(-num_positions // num_chunks))
+    return min(most, -(-even // 16) * 16, max(1, num_positions))
 
 
 def _kind(tensor: Tensor) -> str:
     return "cpu" if tensor.device.type == "cpu" else "cuda"
 
 
-def _rows_of_top_k(target: TopK, rows: Tensor) -> TopK:
-    return TopK(
-        ids=target.ids[rows].long(),
-        log_probs=target.log_probs[rows],
-        entropy=None if target.entropy is None else target.entropy[rows],
-        sampled_log_probs=None if target.sampled_log_probs is None else target.sampled_log_probs[rows],
-    )
+def _top_k_at(target: TopK, positions: Tensor) -> TopK:
+    return TopK(ids=target.ids[positions].long(), log_probs=target.log_probs[positions])
 
 
-def _column(values: Tensor | None, rows: Tensor) -> Tensor | None:
+def _column(values: Tensor | None, positions: Tensor) -> Tensor | None:
     if values is None:
         return None
-    column = values[rows].unsqueeze(-1)
+    column = values[positions].unsqueeze(-1)
     return column if column.is_floating_point() else column.long()
 
 
@@ -267,17 +263,17 @@ def _vocabulary(student: Head, teacher: Head | TopK | None, vocab_size: int | No
     if vocab_size is None:
         if len(set(sizes)) > 1:
             raise ValueError(
-                f"the heads have {sizes[0]} (student) and {sizes[1]} (teacher) rows: some are padding; "
+                f"the heads have {sizes[0]} (student) and {sizes[1]} (teacher) positions: some are padding; "
                 "give vocab_size, the number of tokens that both have"
             )
         return sizes[0]
     if not 0 < vocab_size <= min(sizes):
-        raise ValueError(f"vocab_size {vocab_size} does not fit heads with {sizes} rows")
+        raise ValueError(f"vocab_size {vocab_size} does not fit heads with {sizes} positions")
     return vocab_size
 
 
 def _check_ids(ids: Tensor, tokens: Tokens, num_tokens: int) -> None:
-    """ValueError where a row that counts names a token outside the real vocabulary."""
+    """ValueError where a position that counts names a token outside the real vocabulary."""
     counted = ids[tokens.weights != 0]
     if counted.numel() > 0:
         low, high = (int(bound) for bound in counted.aminmax())
@@ -285,15 +281,15 @@ def _check_ids(ids: Tensor, tokens: Tokens, num_tokens: int) -> None:
             raise ValueError(f"token {low if low < 0 else high} does not exist in a vocabulary of {num_tokens}")
 
 
-def _check_rows(student: Head, teacher: Head | TopK | None, tokens: Tokens) -> None:
-    """ValueError where two tensors disagree about the number of rows or a head does not fit its hidden rows."""
-    num_rows = len(student.hidden)
+def _check_positions(student: Head, teacher: Head | TopK | None, tokens: Tokens) -> None:
+    """ValueError where two tensors disagree on the number of positions or a head does not fit its hidden states."""
+    num_positions = len(student.hidden)
     given = {f"tokens.{name}": value for name, value in vars(tokens).items()}
     if teacher is not None:
         given |= {f"teacher.{name}": value for name, value in vars(teacher).items() if name not in ("weight", "bias")}
     for name, value in given.items():
-        if isinstance(value, Tensor) and len(value) != num_rows:
-            raise ValueError(f"{name} has {len(value)} rows, student.hidden has {num_rows}")
+        if isinstance(value, Tensor) and len(value) != num_positions:
+            raise ValueError(f"{name} has {len(value)} positions, student.hidden has {num_positions}")
     for name, head in (("student", student), ("teacher", teacher)):
         if isinstance(head, Head) and (head.hidden.dim() != 2 or head.hidden.shape[1] != head.weight.shape[1]):
             raise ValueError(

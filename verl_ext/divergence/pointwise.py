@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from verl_ext.divergence.spec import Term
+K3_LIMIT = 20.0
+"""Largest |log p_T - log p_S| that k3 sees, nats."""
 
 LOG_ZERO = -1e30
 """Stands for the logarithm of 0, so that 0 * log 0 is 0 and nothing becomes NaN."""
@@ -58,19 +58,43 @@ Terms = tuple[Tensor, Tensor]
 """Terms [n, E], and d(term) / d(student log-probability) [n, E]. Both are the caller's to overwrite."""
 
 
-def forward_kl(log_probs: LogProbs, _: Term) -> Terms:
+class Parameters(Protocol):
+    """What a divergence reads of its `spec.Term`."""
+
+    @property
+    def beta(self) -> float | None:
+        """Of jsd."""
+
+    @property
+    def estimator(self) -> str | None:
+        """Of sampled_kl."""
+
+    @property
+    def clip_low(self) -> float | None:
+        """Of a policy gradient."""
+
+    @property
+    def clip_high(self) -> float | None:
+        """Of a policy gradient."""
+
+    @property
+    def dual_clip(self) -> float | None:
+        """Of a policy gradient."""
+
+
+def forward_kl(log_probs: LogProbs, _: Parameters) -> Terms:
     """KL(teacher || student): p_T (log p_T - log p_S). Source: TRD, arXiv 2606.08432; GKD, arXiv 2306.13649."""
     terms = log_probs.teacher.sub_(log_probs.student).mul_(log_probs.teacher_probs)
     return terms, log_probs.teacher_probs.neg_()
 
 
-def reverse_kl(log_probs: LogProbs, _: Term) -> Terms:
+def reverse_kl(log_probs: LogProbs, _: Parameters) -> Terms:
     """KL(student || teacher): p_S (log p_S - log p_T). Source: Fu et al., arXiv 2603.25562."""
     terms = log_probs.teacher.neg_().add_(log_probs.student).mul_(log_probs.student_probs)
     return terms, torch.add(terms, log_probs.student_probs, out=log_probs.teacher_probs)
 
 
-def jsd(log_probs: LogProbs, term: Term) -> Terms:
+def jsd(log_probs: LogProbs, term: Parameters) -> Terms:
     """Generalised Jensen-Shannon divergence: beta KL(T || M) + (1 - beta) KL(S || M), M = (1 - beta) S + beta T.
 
     By definition, beta = 0 is the forward KL and beta = 1 the reverse KL (both formulas would give 0 there). The
@@ -89,18 +113,19 @@ def jsd(log_probs: LogProbs, term: Term) -> Terms:
     return terms.add_(derivative), derivative
 
 
-def cross_entropy(log_probs: LogProbs, _: Term) -> Terms:
+def cross_entropy(log_probs: LogProbs, _: Parameters) -> Terms:
     """Hard labels: -log p_S of the sampled token."""
     return -log_probs.student, -torch.ones_like(log_probs.student)
 
 
-def sampled_kl(log_probs: LogProbs, term: Term) -> Terms:
+def sampled_kl(log_probs: LogProbs, term: Parameters) -> Terms:
     """Estimators of KL(student || teacher) from one sampled token y, with a = log p_T(y) - log p_S(y).
 
         k1: policy gradient with the advantage A = log p_T(y) - log p_old(y), held fixed, and PPO's clip:
             max(-r A, -clip(r, 1 - clip_low, 1 + clip_high) A),  r = p_S(y) / p_old(y);  without a clip: -r A
         k2: a^2 / 2, differentiated directly
-        k3: exp(a) - 1 - a, differentiated directly
+        k3: exp(a) - 1 - a, differentiated directly; a is held in [-20, 20] as in verl, without gradient outside: one
+            token that the teacher thinks e^20 times likelier would be all of the step
 
     Source: k1 EOPD, arXiv 2603.07079, Eq. 7-8; all three http://joschu.net/blog/kl-approx.html.
     """
@@ -110,30 +135,36 @@ def sampled_kl(log_probs: LogProbs, term: Term) -> Terms:
     log_ratio = log_probs.teacher - log_probs.student
     if term.estimator == "k2":
         return log_ratio.square() / 2, -log_ratio
-    excess = log_ratio.expm1()
-    return excess - log_ratio, -excess
+    bounded = log_ratio.clamp(-K3_LIMIT, K3_LIMIT)
+    excess = bounded.expm1()
+    return excess - bounded, torch.where(log_ratio == bounded, -excess, 0)
 
 
-def policy_gradient(log_probs: LogProbs, term: Term) -> Terms:
-    """The k1 of `sampled_kl` with an advantage that the caller brings, from a task reward for one.
+def policy_gradient(log_probs: LogProbs, term: Parameters) -> Terms:
+    """The k1 of `sampled_kl` with an advantage that the caller brings, for example from a task reward.
 
-    Source: PPO's clipped objective as GRPO uses it, DeepSeekMath, arXiv 2402.03300, Eq. 3.
+    Source: PPO's clipped objective as GRPO uses it, DeepSeekMath, arXiv 2402.03300, Eq. 3; dual clip: at a negative
+    advantage no more than dual_clip * |A|, Ye et al., arXiv 1912.09729, Eq. 5.
     """
     assert log_probs.advantage is not None, "check_fit refuses a policy gradient without advantages"
     return _clipped_gradient(log_probs, term, advantage=log_probs.advantage)
 
 
-def _clipped_gradient(log_probs: LogProbs, term: Term, *, advantage: Tensor) -> Terms:
+def _clipped_gradient(log_probs: LogProbs, term: Parameters, *, advantage: Tensor) -> Terms:
     old = log_probs.student if log_probs.old is None else log_probs.old
     ratio = (log_probs.student - old).exp()
     terms = -ratio * advantage
     if term.clip_low is None or term.clip_high is None:
         return terms, terms.clone()
     clipped = -ratio.clamp(1 - term.clip_low, 1 + term.clip_high) * advantage
-    return torch.maximum(terms, clipped), torch.where(terms >= clipped, terms, 0)
+    values, derivatives = torch.maximum(terms, clipped), torch.where(terms >= clipped, terms, 0)
+    if term.dual_clip is None:
+        return values, derivatives
+    limit = torch.where(advantage < 0, -advantage * term.dual_clip, torch.inf)
+    return torch.minimum(values, limit), torch.where(values <= limit, derivatives, 0)
 
 
-Divergence = Callable[[LogProbs, "Term"], Terms]
+Divergence = Callable[[LogProbs, Parameters], Terms]
 
 DISTRIBUTION_DIVERGENCES: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
 """Compare two distributions on a support."""
@@ -143,6 +174,6 @@ SAMPLED_DIVERGENCES: dict[str, Divergence] = {
     "sampled_kl": sampled_kl,
     "policy_gradient": policy_gradient,
 }
-"""See the sampled token alone (support `sampled`)."""
+"""See only the sampled token (support `sampled`)."""
 
 DIVERGENCES = DISTRIBUTION_DIVERGENCES | SAMPLED_DIVERGENCES

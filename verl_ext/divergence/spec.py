@@ -17,7 +17,7 @@ ESTIMATORS = ("k1", "k2", "k3")
 class Term:
     """One divergence on one support with its token weighting; an objective is a sum of them.
 
-    Per row it adds `coef * gate * min(sum over the support of its entries, position_clip)`.
+    Per position it adds `coef * gate * min(sum over the support of its entries, position_clip)`.
     """
 
     divergence: str
@@ -37,10 +37,12 @@ class Term:
     clip_low: float | None = None
     """With clip_high, PPO's clip of k1: the ratio stays within [1 - clip_low, 1 + clip_high]."""
     clip_high: float | None = None
+    dual_clip: float | None = None
+    """Of a policy_gradient with a clip: at a negative advantage A the value stays below dual_clip * |A|."""
     entry_clip: float | None = None
     """Upper limit of every vocabulary entry's term (OPSD, arXiv 2601.18734). Values can become negative."""
     position_clip: float | None = None
-    """Upper limit of a row's sum; rows above it get no gradient (TRD's baseline `opd_clip`)."""
+    """Upper limit of a position's sum; positions above it get no gradient (TRD's baseline `opd_clip`)."""
     entropy_above: float | None = None
     """The term counts only where the teacher's entropy over the whole vocabulary, nats, exceeds this (EOPD)."""
 
@@ -77,14 +79,14 @@ class Term:
             "clip_low and clip_high belong to the estimator k1 and to policy_gradient",
         )
         _require(
+            self.dual_clip is None or (self.divergence == "policy_gradient" and self.clip_low is not None),
+            "dual_clip belongs to a policy_gradient with clip_low and clip_high",
+        )
+        _require(self.dual_clip is None or self.dual_clip > 1, f"dual_clip is {self.dual_clip}; it must exceed 1")
+        _require(
             not follows_gradient or (self.entry_clip is None and self.position_clip is None),
             "a policy gradient has no clip of its value; clip_low and clip_high clip its ratio",
         )
-
-    @property
-    def name(self) -> str:
-        """The key of its value among the outputs."""
-        return self.divergence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +101,14 @@ class Objective:
     overlap_top_k: int = 0
 
     def __post_init__(self) -> None:
-        names = [term.name for term in self.terms]
+        names = [term.divergence for term in self.terms]
         _require(len(names) > 0, "an objective needs at least one term")
         _require(len(names) == len(set(names)), f"each divergence may occur once in an objective, got {names}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """A model's last hidden rows and its output head: softmax(cap(hidden @ weight^T + bias) / temperature).
+    """A model's last hidden states and its output head: softmax(cap(hidden @ weight^T + bias) / temperature).
 
     hidden [N, d]; weight [V, d], the embedding itself where both are tied; bias [V]; soft_cap as in Gemma 2:
     cap(x) = soft_cap * tanh(x / soft_cap). `swapped`: two ids that trade places in a teacher's distribution, for models
@@ -125,22 +127,19 @@ class Head:
 class TopK:
     """A teacher known at its K most probable tokens.
 
-    ids [N, K] integer, distinct in each row; log_probs [N, K] under the teacher's full softmax, -inf for probability
-    0. `entropy` [N] over the whole vocabulary opens an entropy gate; `sampled_log_probs` [N] of the sampled tokens
-    serve `sampled_kl`.
+    ids [N, K] integer, distinct at each position; log_probs [N, K] under the teacher's full softmax, -inf for
+    probability 0.
     """
 
     ids: Tensor
     log_probs: Tensor
-    entropy: Tensor | None = None
-    sampled_log_probs: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """What a row counts, and what was sampled there.
+    """What a position counts, and what was sampled there.
 
-    weights [N]: the row's factor in the loss, normally mask * position weight / global token count; rows of weight 0
+    weights [N]: its factor in the loss, normally mask * position weight / global token count; positions of weight 0
     are not computed at all. ids [N]: sampled token (label). old_log_probs [N]: of the policy that sampled it, for the
     ratio of k1 and policy_gradient; None takes the student as it is. advantages [N]: of a policy_gradient.
     """
@@ -164,7 +163,7 @@ def check_fit(*, objective: Objective, teacher: Head | TopK | None, tokens: Toke
     for term in objective.terms:
         _require(
             teacher is not None or term.divergence in NO_TEACHER,
-            f"{term.divergence} needs a teacher: hidden rows with a head, or top-k",
+            f"{term.divergence} needs a teacher: hidden states with a head, or top-k",
         )
         _require(
             term.support != "sampled" or tokens.ids is not None, f"{term.divergence} needs the sampled ids in `tokens`"
@@ -188,12 +187,12 @@ def _check_top_k(term: Term, teacher: TopK) -> None:
         f"support {term.support} needs the teacher's whole vocabulary; a top-k teacher serves teacher_topk",
     )
     _require(
-        term.entropy_above is None or teacher.entropy is not None,
-        "an entropy gate needs the teacher's entropy over the whole vocabulary; give TopK.entropy or a teacher head",
+        term.entropy_above is None,
+        "an entropy gate needs the teacher's entropy over the whole vocabulary; give a teacher head",
     )
     _require(
-        term.divergence != "sampled_kl" or teacher.sampled_log_probs is not None,
-        "sampled_kl needs the teacher's log-probability of the sampled token; give TopK.sampled_log_probs",
+        term.divergence != "sampled_kl",
+        "sampled_kl needs the teacher's log-probability of the sampled token; give a teacher head",
     )
     given = teacher.ids.shape[-1]
     _require(term.top_k is None or term.top_k <= given, f"top_k is {term.top_k}, the teacher gives {given}")

@@ -1,6 +1,6 @@
 """Supports and their tails: on which events a divergence looks, and how its derivative gets back to the logits.
 
-Everything works on a block of rows that fits the cache (or, on a GPU, keeps it busy): log-probabilities [n, V] of the
+Everything works on a block of positions that fits the cache (on a GPU: keeps it busy): log-probabilities [n, V] of the
 student and perhaps of the teacher. A support turns them into log-probabilities [n, E] of events; what a divergence
 says about the events comes back as a derivative by the student's log-probabilities, dense [n, V] or at ids [n, K].
 """
@@ -46,7 +46,7 @@ class Softmax:
 
 @dataclass(kw_only=True)
 class Block:
-    """A block of rows, and the derivative by the student's log-probabilities that its terms have left so far.
+    """A block of positions, and the derivative by the student's log-probabilities that its terms have left so far.
 
     `teacher` is None where the teacher is a `top_k` or nobody. ids, old_log_probs and advantages are
     [n, 1]. The last term may overwrite the teacher's tensors.
@@ -97,7 +97,6 @@ class Events:
 
     log_probs: LogProbs
     pull: Callable[[Tensor], None]
-    ids: Tensor | None = None
 
 
 def softmax_in_place(logits: Tensor, *, probs: Tensor) -> Softmax:
@@ -169,12 +168,7 @@ def sampled(block: Block, _: Term) -> Events:
     """The sampled token is the only event. Without a teacher (hard labels) its log-probability counts as 0."""
     assert block.ids is not None, "check_fit refuses sampled support without ids"
     student = block.student.log_probs.gather(-1, block.ids)
-    if block.teacher is not None:
-        teacher = block.teacher.log_probs.gather(-1, block.ids)
-    elif block.top_k is not None and block.top_k.sampled_log_probs is not None:
-        teacher = block.top_k.sampled_log_probs.to(student).unsqueeze(-1).clamp(min=LOG_ZERO)
-    else:
-        teacher = torch.zeros_like(student)
+    teacher = torch.zeros_like(student) if block.teacher is None else block.teacher.log_probs.gather(-1, block.ids)
     log_probs = log_probs_of(student=student, teacher=teacher, old=block.old_log_probs, advantage=block.advantages)
     return Events(log_probs=log_probs, pull=lambda derivative: _add_sparse(block, block.ids, derivative))
 
@@ -209,14 +203,14 @@ def _with_tail(block: Block, term: Term, ids: Tensor, teacher: Tensor) -> Events
         teacher = teacher.log_softmax(-1)
     if term.tail != "renormalize":
         log_probs = log_probs_of(student=student, teacher=teacher)
-        return Events(log_probs=log_probs, ids=ids, pull=lambda derivative: _add_sparse(block, ids, derivative))
+        return Events(log_probs=log_probs, pull=lambda derivative: _add_sparse(block, ids, derivative))
 
     student = student.log_softmax(-1)
 
     def pull(derivative: Tensor) -> None:
         _add_sparse(block, ids, derivative - student.exp() * derivative.sum(-1, keepdim=True))
 
-    return Events(log_probs=log_probs_of(student=student, teacher=teacher), ids=ids, pull=pull)
+    return Events(log_probs=log_probs_of(student=student, teacher=teacher), pull=pull)
 
 
 def _with_bucket(block: Block, ids: Tensor, student: Tensor, teacher: Tensor) -> Events:
@@ -236,7 +230,7 @@ def _with_bucket(block: Block, ids: Tensor, student: Tensor, teacher: Tensor) ->
     log_probs = log_probs_of(
         student=torch.cat([student, student_rest], -1), teacher=torch.cat([teacher, teacher_rest], -1)
     )
-    return Events(log_probs=log_probs, ids=ids, pull=pull)
+    return Events(log_probs=log_probs, pull=pull)
 
 
 def _outside(softmax: Softmax, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,18 +22,6 @@ def last_tokens(*, response_mask: Tensor, num_tokens: int) -> Tensor:
     return _chosen(response_mask, ordinal > ordinal[:, -1:] - num_tokens)
 
 
-def progress_weights(*, response_mask: Tensor, floor: float, midpoint: float, width: float) -> Tensor:
-    """floor + (1 - floor) * sigmoid((progress - midpoint) / width), progress = (i - 0.5) / length of token i >= 1.
-
-    Later tokens weigh more; a negative width turns that round. [B, R] like the mask, 0 where it is 0.
-
-    Source: PW-OPSD, arXiv 2605.21606 ("moderate": 0.25, 0.30, 0.10).
-    """
-    ordinal = _ordinal(response_mask)
-    progress = (ordinal - 0.5) / ordinal[:, -1:].clamp_min(1)
-    return _chosen(response_mask, floor + (1 - floor) * torch.sigmoid((progress - midpoint) / width))
-
-
 def entropy_gate(*, teacher_entropy: Tensor, threshold: float) -> Tensor:
     """1 where the teacher's entropy exceeds the threshold, 0 elsewhere. Source: EOPD, arXiv 2603.07079, Eq. 9."""
     return (teacher_entropy > threshold).to(teacher_entropy.dtype)

@@ -1,4 +1,4 @@
-"""A causal language model that hands over hidden states and output head instead of computing logits.
+"""A causal language model that exposes hidden states and output head instead of computing logits.
 
 The head has to be used inside its own forward pass: only there does FSDP hold it unsharded, and only there does
 autograd send its gradient back through FSDP.
@@ -23,8 +23,8 @@ class HiddenStates:
     """What a causal language model knows before its head.
 
     last [B, S, d], after the final norm; layers: the output of layer 1 to L, each [B, S, d], the last one after the
-    final norm as in Hugging Face's `hidden_states`, or () where nobody asked. with_head(rows [N, d], f) returns
-    f(Head) with these rows, called inside the head's forward pass.
+    final norm as in Hugging Face's `hidden_states`, or () where nobody asked. with_head(hidden [N, d], f) returns
+    f(Head) with these states, called inside the head's forward pass.
     """
 
     last: Tensor
@@ -32,8 +32,8 @@ class HiddenStates:
     with_head: Callable[[Tensor, Callable[[Head], Any]], Any]
 
 
-def hand_over_hidden_states(model: nn.Module) -> None:
-    """Teach a Hugging Face causal LM the arguments `consumer` and `with_layers`.
+def expose_hidden_states(model: nn.Module) -> None:
+    """Give a Hugging Face causal LM the arguments `consumer` and `with_layers`.
 
     `model(..., consumer=f)` returns f(HiddenStates) and computes no logits; without a consumer nothing changes. To be
     called before FSDP or PEFT wrap the model.
@@ -57,8 +57,8 @@ def hand_over_hidden_states(model: nn.Module) -> None:
             return original(*args, **kwargs)
         if model.get_output_embeddings() is not linear:
             raise RuntimeError(
-                f"the output head of {type(model).__name__} was replaced, by an adapter for one, after it was prepared "
-                "for distillation: leave it out of actor_rollout_ref.model.target_modules"
+                f"the output head of {type(model).__name__} was replaced (by an adapter, for example) after it was "
+                "prepared for distillation: leave it out of actor_rollout_ref.model.target_modules"
             )
         kwargs = {name: value for name, value in kwargs.items() if name not in LOGITS_ONLY}
         outputs = model.base_model(*args, output_hidden_states=with_layers, **kwargs)
@@ -83,7 +83,7 @@ def _head(model: nn.Module, hidden: Tensor) -> Head:
 
 
 def check_head(module: nn.Module, *, vocab_size: int, device: Any) -> None:
-    """Compare logits of `hand_over_hidden_states` with the model's own on a few tokens; every FSDP rank calls it.
+    """Compare logits of `expose_hidden_states` with the model's own on a few tokens; every FSDP rank calls it.
 
     Raises:
         RuntimeError: the model does something to its logits that its head alone does not say.

@@ -1,11 +1,12 @@
-"""verl's FSDP engine with a loss on hidden rows, and the frozen teacher that computes beside it.
+"""verl's FSDP engine with a loss on hidden states, and the frozen teacher that computes beside it.
 
 The student's forward pass runs inside the teacher's: at that moment FSDP holds both heads unsharded, and the loss has
-everything it needs without a copy. Only rows of response tokens reach a head.
+everything it needs without a copy. Only states of response tokens reach a head.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,13 +16,12 @@ from torch import Tensor
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_id, get_device_name
 from verl.utils.metric import Metric
-from verl.utils.ulysses import gather_outputs_and_unpad
 from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
-from verl_ext.divergence import Head
-from verl_ext.engine.causal_lm import HiddenStates, hand_over_hidden_states
-from verl_ext.engine.positions import Rows, response_rows
+from verl_ext.engine.causal_lm import expose_hidden_states
+from verl_ext.engine.observe import ResponseStates, Then, Wanted, at_responses, observe
+from verl_ext.engine.positions import ResponsePositions, flat, jagged, lengths, response_positions
 
 VENDOR = "verl_ext"
 """Value of VERL_ENGINE_VENDOR under which verl finds these engines."""
@@ -30,22 +30,6 @@ FROZEN = "frozen_language_model"
 """verl's `model_type` of the teacher."""
 
 _REGISTER = {"backend": ["fsdp", "fsdp2"], "device": ["cuda", "npu"], "vendor": VENDOR}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ResponseStates:
-    """One model's states at the response tokens of this rank; N and M differ only where a sequence is sliced.
-
-    head: its `hidden` [N, d] are the rows that predict tokens[0:N]; None where nobody asked. layers: L tensors [M, d],
-    the states at layer_tokens[0:M], or (). tokens and layer_tokens int64: which response tokens of the micro-batch.
-    rows: `hidden` once more, for a teacher that shares the student's head.
-    """
-
-    head: Head | None
-    layers: tuple[Tensor, ...]
-    tokens: Tensor
-    layer_tokens: Tensor
-    rows: Tensor | None = None
 
 
 class Average(Protocol):
@@ -58,17 +42,8 @@ class Average(Protocol):
 class Teacher(Protocol):
     """Who reads `teacher_input_ids`: another engine, or the student's own module (self_teacher.py)."""
 
-    def observe(
-        self,
-        data: TensorDict,
-        *,
-        tokens: Tensor,
-        layer_tokens: Tensor,
-        with_head: bool,
-        with_layers: bool,
-        then: Callable[[ResponseStates], Any],
-    ) -> None:
-        """See the function `observe`; states without a head are those of the student's own module."""
+    def observe(self, data: TensorDict, wanted: Wanted, *, then: Then) -> Any:
+        """See `observe.observe`; states without a head are those of the student's own module."""
 
 
 @EngineRegistry.register(model_type="language_model", **_REGISTER)
@@ -102,7 +77,7 @@ class DistillationEngine(FSDPEngineWithLMHead):
 
     def _build_module(self) -> torch.nn.Module:
         module = super()._build_module()
-        hand_over_hidden_states(module)
+        expose_hidden_states(module)
         return module
 
     def forward_backward_batch(
@@ -124,57 +99,51 @@ class DistillationEngine(FSDPEngineWithLMHead):
     def forward_step(
         self, micro_batch: TensorDict, loss_function: Callable | None, forward_only: bool
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Loss of one micro-batch with its graph, and what verl collects of it."""
+        """Loss of one micro-batch with its graph, and what verl collects of it.
+
+        1. Student: its inputs, and what the loss wants to see of both models (`Wanted`).
+        2. Teacher: `observe` runs its sequence and, with its head unsharded, calls the student's pass.
+        3. Hidden states: the student's pass, up to the states at response tokens (`at_responses`).
+        4. Loss: inside the pass of the student's head, where both heads are unsharded and none is copied.
+        5. Backward: by verl, on the loss that is returned.
+        """
         if loss_function is None:
             return super().forward_step(micro_batch, loss_function, forward_only)
+        data, inputs = self._student_inputs(micro_batch)
+        predicting, at_token = (self._positions(data, inputs["input_ids"], shift=shift) for shift in (-1, 0))
+        wanted = Wanted(
+            tokens=predicting.token,
+            layer_tokens=at_token.token,
+            with_head=self.with_head,
+            with_layers=self.with_layers,
+        )
+        positions = {"predicting": predicting.position, "layer_positions": at_token.position}
+
+        def loss_of(student: ResponseStates, teacher: ResponseStates | None) -> dict[str, Any]:
+            loss, metrics = loss_function(
+                model_output={"student": student, "teacher": _with_a_head(teacher, student)},
+                data=data,
+                dp_group=self.get_data_parallel_group(),
+            )
+            return {"loss": loss, "metrics": metrics}
+
+        def student_pass(teacher: ResponseStates | None) -> dict[str, Any]:
+            consumer = partial(at_responses, wanted=wanted, then=partial(loss_of, teacher=teacher), **positions)
+            with torch.set_grad_enabled(not forward_only), self.autocast():
+                return self.module(**inputs, use_cache=False, consumer=consumer, with_layers=wanted.with_layers)
+
+        output = student_pass(None) if self.teacher is None else self.teacher.observe(data, wanted, then=student_pass)
+        return output["loss"], self._report(**output)
+
+    def _student_inputs(self, micro_batch: TensorDict) -> tuple[TensorDict, dict[str, Any]]:
+        """The micro-batch on the device, and the arguments of the student's forward pass."""
         data = micro_batch.to(get_device_id())
         if "student_input_ids" in data:
             data["input_ids"] = data["student_input_ids"]
         # Gradients are averaged over all ranks, also over those that hold slices of the same sequences.
         tu.assign_non_tensor(data, dp_size=data["dp_size"] * self.ulysses_sequence_parallel_size)
         inputs, _ = self.prepare_model_inputs(micro_batch=data)
-        rows, layer_rows = (self._rows(data, inputs["input_ids"], shift=shift) for shift in (-1, 0))
-        result: dict[str, Any] = {}
-
-        def with_teacher(teacher: ResponseStates | None) -> None:
-            def with_student(student: ResponseStates) -> dict[str, Tensor]:
-                loss, result["metrics"] = loss_function(
-                    model_output={"student": student, "teacher": _with_a_head(teacher, student)},
-                    data=data,
-                    dp_group=self.get_data_parallel_group(),
-                )
-                return {"loss": loss}
-
-            def consumer(states: HiddenStates) -> dict[str, Tensor]:
-                flattened = [state.flatten(0, 1) for state in (states.last, *states.layers)]
-                return _with_states(
-                    states,
-                    with_head=self.with_head,
-                    rows=flattened[0][rows.position],
-                    layers=tuple(layer[layer_rows.position] for layer in flattened[1:]),
-                    tokens=rows.token,
-                    layer_tokens=layer_rows.token,
-                    then=with_student,
-                )
-
-            with torch.set_grad_enabled(not forward_only), self.autocast():
-                result["loss"] = self.module(
-                    **inputs, use_cache=False, consumer=consumer, with_layers=self.with_layers
-                )["loss"]
-
-        if self.teacher is None:
-            with_teacher(None)
-        else:
-            self.teacher.observe(
-                data,
-                tokens=rows.token,
-                layer_tokens=layer_rows.token,
-                with_head=self.with_head,
-                with_layers=self.with_layers,
-                then=with_teacher,
-            )
-        loss = result["loss"]
-        return loss, self._report(loss, result["metrics"])
+        return data, inputs
 
     def autocast(self) -> torch.autocast:
         """The precision of this engine's forward passes, whatever the surrounding one is."""
@@ -182,9 +151,9 @@ class DistillationEngine(FSDPEngineWithLMHead):
             device_type=get_device_name(), dtype=self._autocast_dtype, enabled=self._autocast_dtype != torch.float32
         )
 
-    def _rows(self, data: TensorDict, model_ids: Tensor, *, shift: int) -> Rows:
+    def _positions(self, data: TensorDict, model_ids: Tensor, *, shift: int) -> ResponsePositions:
         packed = tu.get_non_tensor_data(data=data, key="use_remove_padding", default=True)
-        return response_rows(
+        return response_positions(
             sequence_lengths=lengths(data["input_ids"]),
             response_lengths=lengths(data["responses"]),
             shift=shift,
@@ -199,10 +168,10 @@ class DistillationEngine(FSDPEngineWithLMHead):
         if self.use_ulysses_sp:
             dist.all_reduce(value, group=self.ulysses_parallel_group)
             value /= self.ulysses_sequence_parallel_size
-            everyones: list[Any] = [None] * self.ulysses_sequence_parallel_size
-            dist.all_gather_object(everyones, metrics, group=self.ulysses_parallel_group)
+            gathered: list[Any] = [None] * self.ulysses_sequence_parallel_size
+            dist.all_gather_object(gathered, metrics, group=self.ulysses_parallel_group)
             metrics = {
-                name: Metric(metric.aggregation, Metric.aggregate_dp([others[name] for others in everyones]))
+                name: Metric(metric.aggregation, Metric.aggregate_dp([others[name] for others in gathered]))
                 for name, metric in metrics.items()
             }
         return {"model_output": {}, "loss": value.item(), "metrics": metrics}
@@ -221,133 +190,20 @@ class FrozenEngine(DistillationEngine):
     def _build_lr_scheduler(self, optimizer: None) -> None:
         return None
 
-    def observe(self, data: TensorDict, **wanted: Any) -> None:
-        """See `observe`."""
+    def observe(self, data: TensorDict, wanted: Wanted, *, then: Then) -> Any:
+        """See `observe.observe`."""
         self.module.eval()
-        observe(self, data, **wanted)
-
-
-def observe(
-    engine: DistillationEngine,
-    data: TensorDict,
-    *,
-    tokens: Tensor,
-    layer_tokens: Tensor,
-    with_head: bool,
-    with_layers: bool,
-    then: Callable[[ResponseStates], Any],
-) -> None:
-    """Run `teacher_input_ids` without gradient and call `then` on the states at response tokens, in the forward pass.
-
-    Args:
-        engine: holds the module.
-        data: a micro-batch; jagged `teacher_input_ids` [B, P_t + R'] end with what the student answered. A row of
-            padding may have a longer response than the student's, and is masked.
-        tokens: int64 [N], response tokens of the micro-batch that this rank's student predicts.
-        layer_tokens: int64 [M], those whose layers it has.
-        with_head: whether `then` gets the output head, which is unsharded while it runs.
-        with_layers: whether `then` gets the layers.
-        then: what to do with the states.
-    """
-    teacher_data = _teacher_batch(data)
-    inputs, arguments = engine.prepare_model_inputs(micro_batch=teacher_data)
-    packed = tu.get_non_tensor_data(data=data, key="use_remove_padding", default=True)
-    position = {
-        shift: response_rows(
-            sequence_lengths=lengths(teacher_data["input_ids"]),
-            response_lengths=lengths(data["responses"]),
-            shift=shift,
-            width=None if packed else inputs["input_ids"].shape[1],
-        ).position
-        for shift in (-1, 0)
-    }
-
-    def gathered(hidden: Tensor) -> Tensor:
-        flat_hidden = hidden.flatten(0, 1)
-        if not engine.use_ulysses_sp:
-            return flat_hidden
-        return gather_outputs_and_unpad(
-            flat_hidden, gather_dim=0, unpad_dim=0, padding_size=arguments["pad_size"], grad_scaler=False
-        )
-
-    def consumer(states: HiddenStates) -> dict[str, Tensor]:
-        _with_states(
-            states,
-            with_head=with_head,
-            rows=gathered(states.last)[position[-1][tokens]],
-            layers=tuple(gathered(layer)[position[0][layer_tokens]] for layer in states.layers),
-            tokens=tokens,
-            layer_tokens=layer_tokens,
-            then=then,
-        )
-        return {}
-
-    with torch.no_grad(), engine.autocast():
-        engine.module(**inputs, use_cache=False, consumer=consumer, with_layers=with_layers)
-
-
-def flat(field: Tensor) -> Tensor:
-    """Values of a jagged or dense field, one behind the other; trailing dimensions stay."""
-    return field.values() if field.is_nested else field.flatten(0, 1)
-
-
-def lengths(field: Tensor) -> Tensor:
-    """int64 [B]: tokens in every row of a jagged or dense field."""
-    if field.is_nested:
-        return field.offsets().diff()
-    return torch.full((field.shape[0],), field.shape[1], device=field.device)
-
-
-def _with_states(
-    states: HiddenStates,
-    *,
-    with_head: bool,
-    rows: Tensor,
-    layers: tuple[Tensor, ...],
-    tokens: Tensor,
-    layer_tokens: Tensor,
-    then: Callable[[ResponseStates], Any],
-) -> Any:
-    """Call `then`, inside the head's forward pass if there is to be a head."""
-    without = ResponseStates(rows=rows, head=None, layers=layers, tokens=tokens, layer_tokens=layer_tokens)
-    if not with_head:
-        return then(without)
-    return states.with_head(rows, lambda head: then(replace(without, head=head)))
+        return observe(self, data, wanted, then=then)
 
 
 def _with_a_head(teacher: ResponseStates | None, student: ResponseStates) -> ResponseStates | None:
     """A teacher that came without a head is the student's own module and shares its head."""
     if teacher is None or student.head is None or teacher.head is not None:
         return teacher
-    assert teacher.rows is not None, "`observe` gives them"
-    return replace(teacher, head=replace(student.head, hidden=teacher.rows))
-
-
-def _jagged(values: Tensor, row_lengths: Tensor) -> Tensor:
-    offsets = torch.cat([row_lengths.new_zeros(1), row_lengths.cumsum(0)])
-    return torch.nested.nested_tensor_from_jagged(values, offsets)
+    return replace(teacher, head=replace(student.head, hidden=teacher.hidden))
 
 
 def _longer(ids: Tensor, teacher_ids: Tensor) -> Tensor:
-    """Zeros with the longer length of the two in every row: what verl sizes micro-batches by."""
-    row_lengths = torch.maximum(lengths(ids), lengths(teacher_ids))
-    return _jagged(torch.zeros(int(row_lengths.sum()), dtype=torch.int64, device=ids.device), row_lengths)
-
-
-def _teacher_batch(data: TensorDict) -> TensorDict:
-    """The teacher's sequences in the form that `prepare_model_inputs` takes."""
-    ids = data["teacher_input_ids"]
-    row_lengths = lengths(ids)
-    starts = row_lengths.cumsum(0) - row_lengths
-    positions = torch.arange(int(row_lengths.sum()), device=row_lengths.device)
-    positions = positions - torch.repeat_interleave(starts, row_lengths)
-    batch = TensorDict(
-        {"input_ids": _jagged(flat(ids), row_lengths), "position_ids": _jagged(positions, row_lengths)},
-        batch_size=len(row_lengths),
-    )
-    settings = {
-        key: tu.get_non_tensor_data(data=data, key=key, default=None)
-        for key in ("use_remove_padding", "pad_mode", "pad_token_id")
-    }
-    tu.assign_non_tensor(batch, temperature=1.0, **{key: value for key, value in settings.items() if value is not None})
-    return batch
+    """Zeros with the longer length of the two for every sample: what verl sizes micro-batches by."""
+    sample_lengths = torch.maximum(lengths(ids), lengths(teacher_ids))
+    return jagged(torch.zeros(int(sample_lengths.sum()), dtype=torch.int64, device=ids.device), sample_lengths)

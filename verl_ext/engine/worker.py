@@ -18,7 +18,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from verl_ext.engine.causal_lm import check_head
 from verl_ext.engine.distillation import FROZEN, VENDOR, DistillationEngine, FrozenEngine
-from verl_ext.engine.self_teacher import SelfTeacher, WeightAverage
+from verl_ext.engine.ema import WeightAverage
+from verl_ext.engine.self_teacher import SelfTeacher
 from verl_ext.server import lora
 
 
@@ -45,7 +46,7 @@ class DistillationWorker(ActorRolloutRefWorker):
         Args:
             path: Hugging Face model.
             dtype: of its weights and its forward pass: `bf16`, `fp16` or `fp32`.
-            offload: keep its weights in host memory but in `teacher_on_device`.
+            offload: keep its weights in host memory except in `teacher_on_device`.
         """
         student = self.actor.engine
         self.teacher = None if path is None else build_teacher(path=path, dtype=dtype, offload=offload, student=student)
@@ -144,13 +145,13 @@ def build_teacher(*, path: str, dtype: str, offload: bool, student: Distillation
         offload: whether its weights start in host memory.
         student: the engine whose ranks, padding and attention it shares.
     """
-    theirs = student.model_config
+    student_model = student.model_config
     model_config = HFModelConfig(
         path=path,
-        trust_remote_code=theirs.trust_remote_code,
-        external_lib=theirs.external_lib,
-        override_config=theirs.override_config,
-        use_remove_padding=theirs.use_remove_padding,
+        trust_remote_code=student_model.trust_remote_code,
+        external_lib=student_model.external_lib,
+        override_config=student_model.override_config,
+        use_remove_padding=student_model.use_remove_padding,
         enable_gradient_checkpointing=False,
     )
     engine_config = replace(

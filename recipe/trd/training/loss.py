@@ -4,7 +4,8 @@ Registered with verl (`register_distillation_loss`), so `distillation.distillati
 verl knows in every process; the worker hands `trd_loss` to its engine through `set_loss_fn`.
 """
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -27,8 +28,8 @@ from verl_ext.divergence import (
     last_tokens,
     linear_divergence,
 )
-from verl_ext.engine.distillation import ResponseStates, flat, lengths
-from verl_ext.engine.positions import response_rows
+from verl_ext.engine.observe import ResponseStates
+from verl_ext.engine.positions import flat, lengths, response_positions
 
 LOSS_NAME = "trd"
 """`distillation.distillation_loss.loss_mode` of every method whose loss is computed here."""
@@ -53,15 +54,25 @@ class Loss:
     """Index of the teacher's layer for every layer of the student; None compares like with like."""
     swapped: tuple[int, int] | None
     """End-of-turn ids of student and teacher that trade places in the teacher's distribution."""
-    values: list[Tensor] = field(default_factory=list)
-    """Divergence at every counted token of the step so far; the worker reads and empties it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossParts:
+    """What a part of the loss, or all of it, gives for one micro-batch."""
+
+    loss: Tensor
+    """Scalar float32: the share of this micro-batch."""
+    metrics: dict[str, Metric]
+    """Means over the counted tokens of the global batch, once verl has summed micro-batches and averaged ranks."""
+    divergence: Tensor | None = None
+    """float32 [n] on the host: the divergence at every counted token of the micro-batch."""
 
 
 def add_masks(data: TensorDict, trd: TrdConfig) -> None:
     """Add the three masks to a batch.
 
     Args:
-        data: jagged `response_mask` [B, R]; with a task reward on rows of their own, `is_policy` [B, 1].
+        data: jagged `response_mask` [B, R]; with a task reward on samples of their own, `is_policy` [B, 1].
         trd: the method.
     """
     response_mask = data["response_mask"]
@@ -76,9 +87,9 @@ def add_masks(data: TensorDict, trd: TrdConfig) -> None:
     }
     if is_policy is not None:
         masks = {name: mask * (is_policy if name == POLICY else 1 - is_policy) for name, mask in masks.items()}
-    row_lengths = lengths(data["responses"])
-    offsets = torch.cat([row_lengths.new_zeros(1), row_lengths.cumsum(0)])
-    inside = torch.arange(padded.shape[1], device=padded.device) < row_lengths.unsqueeze(1)
+    response_lengths = lengths(data["responses"])
+    offsets = torch.cat([response_lengths.new_zeros(1), response_lengths.cumsum(0)])
+    inside = torch.arange(padded.shape[1], device=padded.device) < response_lengths.unsqueeze(1)
     for name, mask in masks.items():
         data[name] = torch.nested.nested_tensor_from_jagged(mask[inside].long(), offsets)
 
@@ -99,8 +110,9 @@ def trd_loss(
     dp_group: Any = None,
     *,
     loss: Loss | None = None,
+    record: Callable[[Tensor], None] | None = None,
 ) -> tuple[Tensor, dict[str, Metric]]:
-    """Loss of one micro-batch, and means over the tokens of the global batch as metrics.
+    """Loss of one micro-batch, and means over the tokens of the global batch as metrics, as verl calls it.
 
     Args:
         config: of the actor; says how tokens are averaged.
@@ -109,22 +121,39 @@ def trd_loss(
         data: the micro-batch, with the masks of `add_masks` and their sums over the global batch (`num_<mask>`).
         dp_group: verl passes it; token counts are global already.
         loss: what to compute; the worker binds it.
+        record: gets the divergence at every counted token, for which verl has no place; the worker binds it.
 
     Returns:
         A scalar, this micro-batch's share, and metrics that verl sums over micro-batches and averages over ranks.
     """
     assert loss is not None, "TrdWorker binds the loss"
+    parts = micro_batch_loss(config, model_output, data, loss)
+    if record is not None and parts.divergence is not None:
+        record(parts.divergence)
+    return parts.loss, parts.metrics
+
+
+def micro_batch_loss(
+    config: ActorConfig, model_output: dict[str, ResponseStates | None], data: TensorDict, loss: Loss
+) -> LossParts:
+    """The loss of one micro-batch: divergence on outputs, on hidden states, and policy loss, each where asked for.
+
+    Arguments as of `trd_loss`.
+    """
     student, teacher = model_output["student"], model_output["teacher"]
     assert student is not None, "the engine always has a student"
-    metrics: dict[str, Metric] = {}
-    total = torch.zeros((), device=student.tokens.device)
+    parts = []
     if loss.divergence is not None:
-        total = total + _divergence_loss(config, student, teacher, data, loss, metrics)
+        parts.append(_divergence_loss(config, student, teacher, data, loss))
     if loss.hidden_coef > 0:
-        total = total + _hidden_loss(config, student, teacher, data, loss, metrics)
+        parts.append(_hidden_loss(config, student, teacher, data, loss))
     if loss.policy is not None:
-        total = total + _policy_loss(config, student, data, loss.policy, metrics)
-    return total, metrics
+        parts.append(_policy_loss(config, student, data, loss.policy))
+    return LossParts(
+        loss=sum((part.loss for part in parts), torch.zeros((), device=student.tokens.device)),
+        metrics={name: metric for part in parts for name, metric in part.metrics.items()},
+        divergence=next((part.divergence for part in parts if part.divergence is not None), None),
+    )
 
 
 def _divergence_loss(
@@ -133,19 +162,19 @@ def _divergence_loss(
     teacher: ResponseStates | None,
     data: TensorDict,
     loss: Loss,
-    metrics: dict[str, Metric],
-) -> Tensor:
+) -> LossParts:
     assert loss.divergence is not None
     assert student.head is not None, "the worker asks the engine for heads where there is a divergence"
     counted, weights = _counted_and_weights(config, data, DISTILL, student.tokens)
+    metrics: dict[str, Metric] = {}
     target: Head | TopK | None = None
     if teacher is not None and teacher.head is not None:
         target = replace(teacher.head, swapped=loss.swapped)
     elif "teacher_ids" in data:
         target = _top_k(data, student.tokens)
-        # A damaged or foreign row is left out and counted; the denominator stays, so no other row weighs more.
+        # A damaged or foreign position is left out and counted; the denominator stays, so no other one weighs more.
         usable = _is_usable(target, len(student.head.weight))
-        metrics["trd/unusable_rows_frac"] = _mean((~usable).float(), counted, data, DISTILL)
+        metrics["trd/unusable_positions_frac"] = _mean((~usable).float(), counted, data, DISTILL)
         counted, weights = counted * usable, weights * usable
     result = linear_divergence(
         student=student.head,
@@ -160,9 +189,8 @@ def _divergence_loss(
     )
     values = dict(result.tokens)
     values["divergence"] = values.pop("token_loss")
-    loss.values.append(values["divergence"][counted > 0].float().cpu())
     metrics |= {f"trd/{name}": _mean(value, counted, data, DISTILL) for name, value in values.items()}
-    return result.loss.float()
+    return LossParts(loss=result.loss.float(), metrics=metrics, divergence=_on_host(values["divergence"], counted))
 
 
 def _hidden_loss(
@@ -171,28 +199,31 @@ def _hidden_loss(
     teacher: ResponseStates | None,
     data: TensorDict,
     loss: Loss,
-    metrics: dict[str, Metric],
-) -> Tensor:
+) -> LossParts:
     assert teacher is not None, "the configuration refuses hidden_mse without scorer engine"
-    ours, theirs, projections = student.layers, teacher.layers, loss.projections
+    student_layers, teacher_layers, projections = student.layers, teacher.layers, loss.projections
     if loss.teacher_layers is not None:
-        theirs = tuple(theirs[index] for index in loss.teacher_layers)
+        teacher_layers = tuple(teacher_layers[index] for index in loss.teacher_layers)
     if loss.last_layer_only:
-        ours, theirs, projections = ours[-1:], theirs[-1:], projections and projections[-1:]
+        student_layers, teacher_layers = student_layers[-1:], teacher_layers[-1:]
+        projections = projections and projections[-1:]
     counted, weights = _counted_and_weights(config, data, HIDDEN, student.layer_tokens)
     result = hidden_mse(
-        student=ours, teacher=theirs, weights=weights, normalize=loss.normalize, projections=projections
+        student=student_layers,
+        teacher=teacher_layers,
+        weights=weights,
+        normalize=loss.normalize,
+        projections=projections,
     )
-    metrics |= {f"trd/{name}": _mean(result[name], counted, data, HIDDEN) for name in ("hidden_mse", "hidden_cosine")}
+    metrics = {f"trd/{name}": _mean(result[name], counted, data, HIDDEN) for name in ("hidden_mse", "hidden_cosine")}
+    divergence = None
     if loss.divergence is None:
         metrics["trd/divergence"] = _mean(result["hidden_mse"], counted, data, HIDDEN)
-        loss.values.append(result["hidden_mse"][counted > 0].float().cpu())
-    return loss.hidden_coef * result["loss"]
+        divergence = _on_host(result["hidden_mse"], counted)
+    return LossParts(loss=loss.hidden_coef * result["loss"], metrics=metrics, divergence=divergence)
 
 
-def _policy_loss(
-    config: ActorConfig, student: ResponseStates, data: TensorDict, policy: Objective, metrics: dict[str, Metric]
-) -> Tensor:
+def _policy_loss(config: ActorConfig, student: ResponseStates, data: TensorDict, policy: Objective) -> LossParts:
     assert student.head is not None, "the worker asks the engine for heads where there is a policy loss"
     counted, weights = _counted_and_weights(config, data, POLICY, student.tokens)
     result = linear_divergence(
@@ -206,8 +237,8 @@ def _policy_loss(
         ),
         objective=policy,
     )
-    metrics["trd/policy_loss"] = _mean(result.tokens["policy_gradient"], counted, data, POLICY)
-    return result.loss.float()
+    metrics = {"trd/policy_loss": _mean(result.tokens["policy_gradient"], counted, data, POLICY)}
+    return LossParts(loss=result.loss.float(), metrics=metrics)
 
 
 def _counted_and_weights(config: ActorConfig, data: TensorDict, mask: str, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -223,6 +254,10 @@ def _counted_and_weights(config: ActorConfig, data: TensorDict, mask: str, token
     return flat(data[mask])[tokens].float(), weights[tokens]
 
 
+def _on_host(values: Tensor, counted: Tensor) -> Tensor:
+    return values[counted > 0].detach().float().cpu()
+
+
 def _mean(values: Tensor, counted: Tensor, data: TensorDict, mask: str) -> Metric:
     """Mean over the counted tokens of the global batch, once verl has summed micro-batches and averaged ranks."""
     total = torch.where(counted > 0, values.detach().float(), 0).sum()
@@ -230,21 +265,21 @@ def _mean(values: Tensor, counted: Tensor, data: TensorDict, mask: str) -> Metri
 
 
 def _top_k(data: TensorDict, tokens: Tensor) -> TopK:
-    """The teacher's rows of the given tokens, from jagged `teacher_ids` and `teacher_logprobs` [B, P + R, K]."""
-    rows = response_rows(
+    """The teacher's top-k at the given tokens, from jagged `teacher_ids` and `teacher_logprobs` [B, P + R, K]."""
+    predicting = response_positions(
         sequence_lengths=lengths(data["teacher_ids"]), response_lengths=lengths(data["responses"]), shift=-1
     ).position[tokens]
-    return TopK(ids=flat(data["teacher_ids"])[rows], log_probs=flat(data["teacher_logprobs"])[rows])
+    return TopK(ids=flat(data["teacher_ids"])[predicting], log_probs=flat(data["teacher_logprobs"])[predicting])
 
 
 def _is_usable(top_k: TopK, vocab_size: int) -> Tensor:
-    """bool [n]: rows without NaN, whose probabilities sum to 1 at most, on tokens that the student has."""
+    """bool [n]: positions without NaN, whose probabilities sum to 1 at most, on tokens that the student has."""
     mass = top_k.log_probs.float().logsumexp(-1)
     return (mass <= 1e-3) & (top_k.ids >= 0).all(-1) & (top_k.ids < vocab_size).all(-1)
 
 
 def _common_vocabulary(student: Head, teacher: Head | TopK | None) -> int | None:
-    """Rows that both heads have; what one has more is padding, as was checked before the run."""
+    """Entries that both heads have; what one has more is padding, as was checked before the run."""
     if not isinstance(teacher, Head) or len(student.weight) == len(teacher.weight):
         return None
     return min(len(student.weight), len(teacher.weight))

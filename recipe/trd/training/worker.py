@@ -28,21 +28,28 @@ class TrdWorker(DistillationWorker):
     def init_model(self) -> None:
         """Build student, rollout and teacher, then hand the engine our loss."""
         super().init_model()
-        self.take_up_method()
+        self.setup_method()
 
-    def take_up_method(self) -> None:
+    def setup_method(self) -> None:
         """Load the teacher and build the loss that `self.config.trd` asks for."""
         self.trd: TrdConfig = omega_conf_to_dataclass(self.config.trd)
-        self._take_up_teacher()
+        self._build_teacher()
         self.trd_loss = self._build_loss()
         self.actor.engine.counted = MASKS
         self.actor.engine.with_head = self.trd_loss.divergence is not None or self.trd_loss.policy is not None
         self.actor.engine.with_layers = self.trd_loss.hidden_coef > 0
+        self.divergences: list[torch.Tensor] = []
         self.actor.set_loss_fn(
-            partial(trd_loss, config=self.loss_fn.keywords["config"], distillation_config=None, loss=self.trd_loss)
+            partial(
+                trd_loss,
+                config=self.loss_fn.keywords["config"],
+                distillation_config=None,
+                loss=self.trd_loss,
+                record=self.divergences.append,
+            )
         )
 
-    def _take_up_teacher(self) -> None:
+    def _build_teacher(self) -> None:
         """A model of its own, or the student's module as it is, without its adapters, or with averaged weights."""
         teacher, plan = self.trd.teacher, self.trd.teacher_plan
         assert teacher is not None, "methods without a teacher run through verl's own worker"
@@ -76,8 +83,10 @@ class TrdWorker(DistillationWorker):
         """Ids that end a turn for the student and for the teacher, where they differ and are to count as one."""
         if self.teacher is None or self.trd.teacher_plan.is_self or not self.trd.teacher.eos_remap:
             return None
-        ours, theirs = (engine.model_config.tokenizer.eos_token_id for engine in (self.actor.engine, self.teacher))
-        return (ours, theirs) if ours != theirs else None
+        student_eos, teacher_eos = (
+            engine.model_config.tokenizer.eos_token_id for engine in (self.actor.engine, self.teacher)
+        )
+        return (student_eos, teacher_eos) if student_eos != teacher_eos else None
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
     def compute_log_prob(self, data: TensorDict) -> TensorDict:
@@ -89,8 +98,8 @@ class TrdWorker(DistillationWorker):
     def update_actor(self, data: TensorDict) -> TensorDict:
         """Update with both models at temperature 1, whatever the rollout was drawn with."""
         add_masks(data, self.trd)
-        rows = 2 if self.trd.trains_both else 1
-        tu.assign_non_tensor(data, temperature=1.0, mini_batch_size=rows * data["mini_batch_size"])
+        mini_batch_size = (2 if self.trd.trains_both else 1) * data["mini_batch_size"]
+        tu.assign_non_tensor(data, temperature=1.0, mini_batch_size=mini_batch_size)
         with self.teacher_on_device():
             output = super().update_actor(data)
         quantiles = self._quantiles()
@@ -100,11 +109,11 @@ class TrdWorker(DistillationWorker):
 
     def _quantiles(self) -> dict[str, float]:
         """Of the divergence over all counted tokens of the step, on all ranks."""
-        values = torch.cat(self.trd_loss.values).numpy() if self.trd_loss.values else np.zeros(0, np.float32)
-        self.trd_loss.values.clear()
-        everyones: list[np.ndarray] = [values] * dist.get_world_size()
-        dist.all_gather_object(everyones, values)
-        everything = np.concatenate(everyones)
+        values = torch.cat(self.divergences).numpy() if self.divergences else np.zeros(0, np.float32)
+        self.divergences.clear()
+        gathered: list[np.ndarray] = [values] * dist.get_world_size()
+        dist.all_gather_object(gathered, values)
+        everything = np.concatenate(gathered)
         if everything.size == 0:
             return {}
         return {f"trd/divergence_{name}": float(np.quantile(everything, q)) for name, q in QUANTILES.items()}

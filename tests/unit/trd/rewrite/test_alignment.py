@@ -6,7 +6,7 @@ import torch
 
 from recipe.trd.rewrite.alignment import at_student_positions
 from recipe.trd.rewrite.topk import TopKLogProbs
-from verl_ext.engine.positions import response_rows
+from verl_ext.engine.positions import response_positions
 
 
 def topk_of(num_positions, k=3):
@@ -65,5 +65,5 @@ def test_the_engine_finds_what_was_placed_there():
             at_student_positions(second, num_prompt=4, num_response=2, top_k=3)[0],
         ]
     )
-    rows = response_rows(sequence_lengths=torch.tensor([5, 6]), response_lengths=torch.tensor([3, 2]), shift=-1)
+    rows = response_positions(sequence_lengths=torch.tensor([5, 6]), response_lengths=torch.tensor([3, 2]), shift=-1)
     assert packed[rows.position].tolist() == [*first.ids.tolist(), *second.ids.tolist()]

@@ -113,7 +113,7 @@ def sample_of(worker, y_o):
     return sample, sample.extra_fields["trd"]
 
 
-def response_rows(sample, name="teacher_ids"):
+def response_positions(sample, name="teacher_ids"):
     num_prompt = len(sample.prompt_ids)
     rows = sample.extra_fields[name]
     assert len(rows) == num_prompt + len(sample.response_ids)
@@ -126,7 +126,7 @@ def test_accepted_rewrite_takes_the_place_of_y_o(make_worker, y_o, tokenizer):
     assert (sample.prompt_ids, sample.response_ids) == (y_o.prompt_ids, client.ids)
     assert sample.response_mask == [1] * len(client.ids)
     assert [request["kind"] for request in client.requests] == ["rewrite"]
-    assert response_rows(sample) == np.arange(len(client.ids) * TOP_K).reshape(-1, TOP_K).tolist()
+    assert response_positions(sample) == np.arange(len(client.ids) * TOP_K).reshape(-1, TOP_K).tolist()
     assert (record["verdict"], record["trained_on"]) == ("accepted", "y_r")
     assert (record["y_o_ids"], record["y_r_ids"]) == (y_o.response_ids, client.ids)
     assert (record["y_o_acc"], record["y_r_acc"], sample.reward_score) == (0, 1, 1)
@@ -147,7 +147,7 @@ def test_rejected_rewrite_falls_back_to_y_o_under_the_vanilla_context(make_worke
         "prompt_ids": [*vanilla, *y_o.response_ids],
         "score_from": len(vanilla),
     }
-    assert response_rows(sample)[0] == [100, 101, 102]
+    assert response_positions(sample)[0] == [100, 101, 102]
     assert (record["verdict"], record["trained_on"]) == ("unfinished", "y_o")
     assert (record["y_r_acc"], record["teacher_prompt_ids"]) == (None, vanilla)
     assert record["score_span"] is not None
@@ -184,7 +184,7 @@ def test_y_o_scored_by_a_server(make_worker, y_o, tokenizer):
     sample, record = sample_of(worker, y_o)
     vanilla = prompt_of(worker, worker.plan.vanilla).ids
     assert [request["prompt_ids"] for request in client.requests] == [[*vanilla, *y_o.response_ids]]
-    assert response_rows(sample)[-1] == [100 + TOP_K * (len(y_o.response_ids) - 1) + i for i in range(TOP_K)]
+    assert response_positions(sample)[-1] == [100 + TOP_K * (len(y_o.response_ids) - 1) + i for i in range(TOP_K)]
     assert (record["verdict"], record["trained_on"], record["y_o_acc"]) == (None, "y_o", 0)
     assert worker.graded == ["47"]
 

@@ -19,7 +19,8 @@ from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.training import loss
 from recipe.trd.training.loss import DISTILL, HIDDEN, MASKS, POLICY, Loss, trd_loss
 from verl_ext.divergence import Head, Objective, Projection, Term
-from verl_ext.engine.distillation import ResponseStates, flat
+from verl_ext.engine.observe import ResponseStates
+from verl_ext.engine.positions import flat
 
 V, D_STUDENT, D_TEACHER, NUM_LAYERS, TOP_K = 13, 6, 8, 3, 4
 LENGTHS = ((3, 4), (1, 1), (5, 2), (2, 6))
@@ -42,7 +43,7 @@ NO_LOSS = Loss(
 def loss_of(*terms, policy=None, **settings):
     divergence = Objective(terms=tuple(Term(**term) for term in terms)) if terms else None
     policy = Objective(terms=(Term(divergence="policy_gradient", support="sampled", **policy),)) if policy else None
-    return replace(NO_LOSS, divergence=divergence, policy=policy, values=[], **settings)
+    return replace(NO_LOSS, divergence=divergence, policy=policy, **settings)
 
 
 FULL = {"divergence": "forward_kl", "support": "full"}
@@ -136,7 +137,7 @@ def states_of(world, chosen, scorer, tokens=None):
 
     def packed(rows, head, layers):
         return ResponseStates(
-            rows=rows, head=replace(head, hidden=rows), layers=layers, tokens=tokens, layer_tokens=tokens
+            hidden=rows, head=replace(head, hidden=rows), layers=layers, tokens=tokens, layer_tokens=tokens
         )
 
     student = packed(at(world.hidden), Head(hidden=torch.empty(0), weight=world.weight), layers(world.layers))
@@ -154,16 +155,17 @@ def config_of(mode="token-mean"):
     )
 
 
-def step(world, loss, scorer, cut=([0, 1, 2, 3],), *, mode="token-mean", dp_size=1, states=states_of):
+def step(world, loss, scorer, cut=([0, 1, 2, 3],), *, mode="token-mean", dp_size=1, states=states_of, recorded=None):
     """One update without the optimiser: (loss, {metric: its values}, gradient of every leaf)."""
     for leaf in world.leaves():
         leaf.grad = None
     total, metrics = 0.0, {}
+    record = None if recorded is None else recorded.append
     for chosen in cut:
         data = micro_batch(world, chosen, dp_size=dp_size)
         if scorer != "server":
             del data["teacher_ids"], data["teacher_logprobs"]
-        value, measured = trd_loss(config_of(mode), None, states(world, chosen, scorer), data, loss=loss)
+        value, measured = trd_loss(config_of(mode), None, states(world, chosen, scorer), data, loss=loss, record=record)
         value.backward()
         total += value.item()
         for name, metric in measured.items():
@@ -259,7 +261,8 @@ def test_slices_of_sequences_add_up(world, name):
 @pytest.mark.parametrize("cut", [[[0, 1, 2, 3]], *CUTS], ids=str)
 def test_metrics_are_token_means_of_the_global_batch(world, cut):
     loss = loss_of({**FULL, "position_clip": 1.0}, hidden_coef=1.0)
-    _, metrics, _ = step(world, loss, "engine", cut)
+    recorded = []
+    _, metrics, _ = step(world, loss, "engine", cut, recorded=recorded)
     s = [(hidden @ world.weight.T).log_softmax(-1).detach() for hidden in world.hidden]
     t = [(rows @ world.teacher.weight.T).log_softmax(-1) for rows in world.teacher_rows]
     kl = [(b.exp() * (b - a)).sum(-1) for a, b in zip(s, t, strict=True)]
@@ -278,16 +281,17 @@ def test_metrics_are_token_means_of_the_global_batch(world, cut):
     counted = torch.cat([row["response_mask"] for row in world.rows]).bool()
     for name, value in values.items():
         assert metrics[f"trd/{name}"].aggregate() == pytest.approx(torch.cat(value)[counted].mean().item(), rel=1e-5)
-    assert sorted(torch.cat(loss.values).tolist()) == pytest.approx(
+    assert sorted(torch.cat(recorded).tolist()) == pytest.approx(
         sorted(torch.cat(values["divergence"])[counted].tolist()), rel=1e-5
     )
 
 
 def test_hidden_states_alone_are_the_divergence(world):
     loss = loss_of(hidden_coef=2.0)
-    value, metrics, _ = step(world, loss, "engine", CUTS[1])
+    recorded = []
+    value, metrics, _ = step(world, loss, "engine", CUTS[1], recorded=recorded)
     assert metrics["trd/divergence"].aggregate() == pytest.approx(value / 2, rel=1e-6)
-    assert sum(map(len, loss.values)) == sum(map(sum, COUNTED))
+    assert sum(map(len, recorded)) == sum(map(sum, COUNTED))
 
 
 @pytest.mark.parametrize("cut", [[[0, 1, 2, 3, 4, 5]], [[0, 4, 1], [2, 3, 5]], [[0, 1, 2, 3], [4, 5]]], ids=str)
@@ -304,7 +308,7 @@ def test_padding_rows_of_verl_change_nothing(world, cut):
     assert value == pytest.approx(whole[0], rel=1e-6)
     torch.testing.assert_close(gradients[:5], whole[2][:5], rtol=1e-6, atol=1e-7)
     assert all((gradient == 0).all() for gradient in gradients[5:7])
-    assert metrics["trd/unusable_rows_frac"].aggregate() == 0
+    assert metrics["trd/unusable_positions_frac"].aggregate() == 0
 
 
 def masked(row):
@@ -353,16 +357,17 @@ def test_damaged_rows_are_left_out_and_counted(world, damage):
         row[name] = row[name].clone()
         row[name][at] = value
     loss = LOSSES["top-k"][1]()
-    found, damaged_metrics, damaged = step(world, loss, "server", CUTS[1])
+    recorded = []
+    found, damaged_metrics, damaged = step(world, loss, "server", CUTS[1], recorded=recorded)
     num_tokens = sum(map(sum, COUNTED))
-    assert metrics["trd/unusable_rows_frac"].aggregate() == 0
-    assert damaged_metrics["trd/unusable_rows_frac"].aggregate() == pytest.approx(1 / num_tokens)
+    assert metrics["trd/unusable_positions_frac"].aggregate() == 0
+    assert damaged_metrics["trd/unusable_positions_frac"].aggregate() == pytest.approx(1 / num_tokens)
     # The other rows weigh what they did.
     assert (damaged[4][2] == 0).all()
     for ours, theirs in zip(damaged[1:4], gradients[1:4], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
     assert 0 < found < expected
-    assert sum(map(len, loss.values)) == num_tokens - 1
+    assert sum(map(len, recorded)) == num_tokens - 1
 
 
 def test_damage_where_nothing_counts_is_nobodys_business(world):
@@ -378,7 +383,8 @@ def test_divergence_and_task_reward_on_rows_of_their_own(world):
         other = torch.zeros_like(row["response_mask"])
         world.rows[i] = {**row, POLICY: row[POLICY] if i > 1 else other, DISTILL: other if i > 1 else row[DISTILL]}
     both = loss_of(FULL, policy={"coef": 0.7})
-    value, metrics, gradients = step(world, both, "engine", CUTS[0])
+    recorded = []
+    value, metrics, gradients = step(world, both, "engine", CUTS[0], recorded=recorded)
     parts = [step(world, loss, "engine") for loss in (loss_of(FULL), loss_of(policy={"coef": 0.7}))]
     assert value == pytest.approx(sum(part[0] for part in parts), rel=1e-6)
     for whole, first, second in zip(gradients, *(part[2] for part in parts), strict=True):
@@ -386,7 +392,7 @@ def test_divergence_and_task_reward_on_rows_of_their_own(world):
     advantages = torch.cat([row["advantages"][row[POLICY].bool()] for row in world.rows])
     assert metrics["trd/policy_loss"].aggregate() == pytest.approx(-advantages.mean().item(), rel=1e-5)
     assert len(advantages) == 6
-    assert sum(map(len, both.values)) == 4  # quantiles are of the divergence, over the rows of y_r
+    assert sum(map(len, recorded)) == 4  # quantiles are of the divergence, over the samples of y_r
 
 
 def test_ratio_to_the_policy_that_sampled(world):

@@ -16,7 +16,7 @@ EVERY_VARIANT = pytest.mark.parametrize(
 def make_case():
     """Random layers, weights and maps in float64, of values that float32 has exactly."""
 
-    def build(num_rows, *, num_layers=2, projected=False, seed=0):
+    def build(num_positions, *, num_layers=2, projected=False, seed=0):
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape):
@@ -28,9 +28,9 @@ def make_case():
             for _ in range(num_layers)
         ]
         return {
-            "student": [draw(num_rows, D_STUDENT) for _ in range(num_layers)],
-            "teacher": [draw(num_rows, width) for _ in range(num_layers)],
-            "weights": torch.rand(num_rows, generator=generator).double() + 0.1,
+            "student": [draw(num_positions, D_STUDENT) for _ in range(num_layers)],
+            "teacher": [draw(num_positions, width) for _ in range(num_layers)],
+            "weights": torch.rand(num_positions, generator=generator).double() + 0.1,
             "projections": maps if projected else None,
         }
 
@@ -60,6 +60,8 @@ def reference(case, *, normalize):
         if case["projections"] is not None:
             maps = case["projections"][index]
             ours, theirs, size = ours @ maps.student.T, (theirs - maps.teacher_mean) @ maps.teacher.T, 1
+            # The authors' scripts take the mean over the r entries where vectors are scaled to length 1.
+            size = ours.shape[1] if normalize else 1
         cosines.append(torch.cosine_similarity(ours, theirs, dim=-1))
         if normalize:
             ours, theirs = (rows / rows.pow(2).sum(-1, keepdim=True).sqrt() for rows in (ours, theirs))
@@ -72,10 +74,12 @@ def reference(case, *, normalize):
 
 @EVERY_VARIANT
 @pytest.mark.parametrize("num_layers", [1, 3])
-@pytest.mark.parametrize("num_rows", [1, 7, 64])
+@pytest.mark.parametrize("num_positions", [1, 7, 64])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_value_and_gradient_are_those_of_the_equations(make_case, dtype, num_rows, num_layers, normalize, projected):
-    case = make_case(num_rows, num_layers=num_layers, projected=projected)
+def test_value_and_gradient_are_those_of_the_equations(
+    make_case, dtype, num_positions, num_layers, normalize, projected
+):
+    case = make_case(num_positions, num_layers=num_layers, projected=projected)
     loss, distance, cosine, gradients = reference(case, normalize=normalize)
     got, got_gradients = run(case, normalize=normalize, dtype=dtype)
     rtol = 1e-6 if dtype == torch.float32 else 1e-12
@@ -134,20 +138,20 @@ def test_rows_without_weight_are_never_touched(make_case, normalize, projected):
 
 
 @EVERY_VARIANT
-@pytest.mark.parametrize("num_rows", [0, 5])
-def test_no_row_with_weight_gives_zero_with_a_graph(make_case, num_rows, normalize, projected):
-    case = make_case(num_rows, projected=projected)
+@pytest.mark.parametrize("num_positions", [0, 5])
+def test_no_row_with_weight_gives_zero_with_a_graph(make_case, num_positions, normalize, projected):
+    case = make_case(num_positions, projected=projected)
     case["weights"].zero_()
     got, gradients = run(case, normalize=normalize, dtype=torch.float32)
     assert got["loss"].item() == 0
-    assert all(gradient.shape == (num_rows, D_STUDENT) and (gradient == 0).all() for gradient in gradients)
+    assert all(gradient.shape == (num_positions, D_STUDENT) and (gradient == 0).all() for gradient in gradients)
 
 
 @EVERY_VARIANT
 def test_rows_may_be_split_in_any_way(make_case, monkeypatch, normalize, projected):
     case = make_case(64, projected=projected)
     whole, gradients = run(case, normalize=normalize)
-    monkeypatch.setattr(hidden, "CHUNK_ROWS", 3)
+    monkeypatch.setattr(hidden, "CHUNK_POSITIONS", 3)
     chunked, chunked_gradients = run(case, normalize=normalize)
     torch.testing.assert_close(chunked, whole)
     torch.testing.assert_close(chunked_gradients, gradients)
@@ -218,7 +222,7 @@ def test_no_gradient_is_formed_where_none_is_wanted(make_case):
         (lambda case: case["teacher"].pop(), "2 student layers against 1 teacher layers"),
         (lambda case: case["projections"].pop(), "1 projections for 2 layers"),
         (lambda case: case.update(projections=None), "models of other sizes need projections"),
-        (lambda case: case["teacher"].__setitem__(1, torch.zeros(6, D_TEACHER)), "layer 1: 7 rows .* 6 of"),
+        (lambda case: case["teacher"].__setitem__(1, torch.zeros(6, D_TEACHER)), "layer 1: 7 positions .* 6 of"),
         (lambda case: case.update(weights=torch.ones(5)), "5 weights"),
         (lambda case: case["student"].__setitem__(1, torch.zeros(7, 9)), r"layer 1: .* do not fit the projection"),
     ],

@@ -1,6 +1,7 @@
 """linear_divergence against float64 references written from the equations with plain autograd over whole logits."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -495,3 +496,22 @@ def test_the_largest_behind_the_last_piece_are_found():
     ids, _ = support._top(rows, 9)
     assert ids[0, 0] == 5000
     assert sorted(ids[1].tolist()) == list(range(4992, 5001))
+
+
+@pytest.mark.parametrize("gap", [-100.0, -20.5, 20.5, 100.0])
+def test_one_unlikely_token_is_not_all_of_k3(gap):
+    """D9: a difference beyond 20 nats counts as 20, as in verl, and has no gradient; nothing becomes infinite."""
+    student = Head(
+        hidden=torch.tensor([[1.0]], dtype=torch.float64, requires_grad=True),
+        weight=torch.tensor([[gap], [0.0]], dtype=torch.float64),
+    )
+    teacher = Head(hidden=torch.zeros(1, 1).double(), weight=torch.zeros(2, 1).double())
+    term = Term(divergence="sampled_kl", support="sampled", estimator="k3")
+    tokens = Tokens(weights=torch.ones(1).double(), ids=torch.zeros(1, dtype=torch.long))
+    got = linear_divergence(student=student, teacher=teacher, tokens=tokens, objective=Objective(terms=(term,)))
+    got.loss.backward()
+    log_ratio = -math.log(2) - torch.tensor([gap, 0.0], dtype=torch.float64).log_softmax(0)[0].item()
+    held = max(-20.0, min(20.0, log_ratio))
+    assert got.loss.item() == pytest.approx(math.exp(held) - 1 - held)
+    assert held == log_ratio or student.hidden.grad.item() == 0
+    assert math.isfinite(student.hidden.grad.item())

@@ -8,7 +8,12 @@ import torch
 from verl_ext.divergence import Head, Objective, Term, Tokens, linear_divergence
 
 N, V, D = 24, 40, 12
-CLIPS = [{}, {"clip_low": 0.2, "clip_high": 0.2}, {"clip_low": 0.1, "clip_high": 0.4}]
+CLIPS = [
+    {},
+    {"clip_low": 0.2, "clip_high": 0.2},
+    {"clip_low": 0.1, "clip_high": 0.4},
+    {"clip_low": 0.2, "clip_high": 0.2, "dual_clip": 1.3},
+]
 
 
 @pytest.fixture
@@ -38,7 +43,7 @@ def cast(world, dtype):
     return dataclasses.replace(student, **leaves), Tokens(**values)
 
 
-def reference(student, tokens, *, coef=1.0, clip_low=None, clip_high=None, has_old=True):
+def reference(student, tokens, *, coef=1.0, clip_low=None, clip_high=None, dual_clip=None, has_old=True):
     """Weighted sum, and loss of every token, from PPO's equation."""
     log_probs = (student.hidden @ student.weight.T).log_softmax(-1)
     new = log_probs.gather(-1, tokens.ids.unsqueeze(-1)).squeeze(-1)
@@ -46,6 +51,9 @@ def reference(student, tokens, *, coef=1.0, clip_low=None, clip_high=None, has_o
     value = -ratio * tokens.advantages
     if clip_low is not None:
         value = torch.maximum(value, -ratio.clamp(1 - clip_low, 1 + clip_high) * tokens.advantages)
+    if dual_clip is not None:
+        limit = -dual_clip * tokens.advantages
+        value = torch.where(tokens.advantages < 0, torch.minimum(value, limit), value)
     return (tokens.weights * coef * value).sum(), value
 
 
@@ -125,7 +133,7 @@ def test_advantages_are_one_for_each_row(world):
     student, tokens = cast(world, torch.float32)
     short = dataclasses.replace(tokens, advantages=tokens.advantages[:-1])
     term = Term(divergence="policy_gradient", support="sampled")
-    with pytest.raises(ValueError, match=rf"tokens.advantages has {N - 1} rows, student.hidden has {N}"):
+    with pytest.raises(ValueError, match=rf"tokens.advantages has {N - 1} positions, student.hidden has {N}"):
         linear_divergence(student=student, teacher=None, tokens=short, objective=Objective(terms=(term,)))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from verl_ext.divergence import first_tokens, last_tokens, progress_weights
+from verl_ext.divergence import first_tokens, last_tokens
 from verl_ext.divergence.token_weight import clip_entries, clip_positions, entropy_gate
 
 # Two padded responses of 4 and 2 counted tokens, the second with a token masked out in the middle; and an empty one.
@@ -22,14 +22,6 @@ def test_enough_tokens_are_the_mask():
     for choose in (first_tokens, last_tokens):
         assert (choose(response_mask=MASK, num_tokens=9) == MASK).all()
         assert (choose(response_mask=MASK, num_tokens=0) == 0).all()
-
-
-def test_progress_weights_rise_from_floor_to_one():
-    weights = progress_weights(response_mask=MASK, floor=0.25, midpoint=0.3, width=0.1)
-    by_hand = 0.25 + 0.75 * torch.sigmoid((torch.tensor([0.125, 0.375, 0.625, 0.875]) - 0.3) / 0.1)
-    torch.testing.assert_close(weights[0], torch.cat([by_hand, torch.zeros(1)]))
-    torch.testing.assert_close(weights[1, 2], 0.25 + 0.75 * torch.sigmoid(torch.tensor(4.5)))
-    assert (weights[MASK == 0] == 0).all()
 
 
 def test_the_gate_opens_above_its_threshold():

@@ -24,7 +24,8 @@ from recipe.trd.rewrite.alignment import at_student_positions
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.training.loss import MASKS, Loss, add_masks, trd_loss
 from verl_ext.divergence import Objective, Term
-from verl_ext.engine.self_teacher import SelfTeacher, WeightAverage
+from verl_ext.engine.ema import WeightAverage
+from verl_ext.engine.self_teacher import SelfTeacher
 from verl_ext.engine.worker import build_teacher
 
 LENGTHS = ((3, 5, 9), (1, 1, 4), (6, 2, 2), (2, 7, 11), (4, 3, 1), (2, 4, 6), (5, 6, 3), (1, 8, 8))
@@ -166,14 +167,15 @@ def step(engine, teacher, settings, rows, trd, batching, mode):
     if settings.pop("same_context", False):
         rows = [{**row, "teacher_input_ids": row["input_ids"]} for row in rows]
     config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=1, loss_agg_mode=mode)
-    loss = Loss(**{**SETTINGS, **settings})
+    loss, recorded = Loss(**{**SETTINGS, **settings}), []
     engine.teacher, engine.with_layers = teacher, loss.hidden_coef > 0
     engine.with_head = loss.divergence is not None
     data = batch_of(rows, trd, use_remove_padding=engine.use_remove_padding, **batching)
     with engine.train_mode():
         engine.optimizer_zero_grad()
         output = engine.forward_backward_batch(
-            data, partial(trd_loss, config=config, distillation_config=None, loss=loss)
+            data,
+            partial(trd_loss, config=config, distillation_config=None, loss=loss, record=recorded.append),
         )
         gradient = {}
         for name, parameter in engine.module.named_parameters():
@@ -183,7 +185,7 @@ def step(engine, teacher, settings, rows, trd, batching, mode):
         engine.optimizer_zero_grad()
     total = torch.tensor(sum(output["loss"]))
     dist.all_reduce(total)
-    num_values = torch.tensor(sum(len(values) for values in loss.values))
+    num_values = torch.tensor(sum(len(values) for values in recorded))
     dist.all_reduce(num_values)
     return {
         "loss": total.item() / dist.get_world_size(),

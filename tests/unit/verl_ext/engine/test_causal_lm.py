@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from verl_ext.divergence import Objective, Term, Tokens, linear_divergence
-from verl_ext.engine.causal_lm import check_head, hand_over_hidden_states
+from verl_ext.engine.causal_lm import check_head, expose_hidden_states
 
 V, NUM_LAYERS = 61, 3
 SIZES = {
@@ -82,7 +82,7 @@ def own_logits(states):
 def test_logits_of_the_head_are_the_models_own(name):
     model = build(name)
     expected = model(**inputs_of()).logits
-    hand_over_hidden_states(model)
+    expose_hidden_states(model)
     torch.testing.assert_close(model(**inputs_of(), consumer=own_logits), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -91,7 +91,7 @@ def test_without_a_consumer_nothing_changes(name):
     model = build(name)
     before = model(**inputs_of(), labels=inputs_of()["input_ids"])
     signature = inspect.signature(model.forward)
-    hand_over_hidden_states(model)
+    expose_hidden_states(model)
     after = model(**inputs_of(), labels=inputs_of()["input_ids"])
     assert torch.equal(after.logits, before.logits)
     assert torch.equal(after.loss, before.loss)
@@ -103,7 +103,7 @@ def test_without_a_consumer_nothing_changes(name):
 def test_layers_are_the_models_own_hidden_states(name):
     model = build(name)
     expected = model(**inputs_of(), output_hidden_states=True).hidden_states
-    hand_over_hidden_states(model)
+    expose_hidden_states(model)
     states = model(**inputs_of(), consumer=lambda states: states, with_layers=True)
     assert len(states.layers) == NUM_LAYERS
     torch.testing.assert_close(states.layers, expected[1:], rtol=0, atol=0)
@@ -122,7 +122,7 @@ def gradients(model, loss):
 def test_gradients_are_those_of_the_plain_forward_pass(name):
     model = build(name)
     factor = torch.randn(2, 9, V, generator=torch.Generator().manual_seed(2))
-    hand_over_hidden_states(model)
+    expose_hidden_states(model)
     expected = gradients(model, (model(**inputs_of()).logits * factor).sum())
     found = gradients(model, model(**inputs_of(), consumer=lambda states: (own_logits(states) * factor).sum()))
     assert found.keys() == expected.keys()
@@ -133,7 +133,7 @@ def test_gradients_are_those_of_the_plain_forward_pass(name):
 def test_linear_divergence_understands_the_head(name):
     # Cross-entropy of chosen rows, formed inside the head's forward pass, against plain autograd over all logits.
     model = build(name)
-    hand_over_hidden_states(model)
+    expose_hidden_states(model)
     labels = torch.randint(V, (4,), generator=torch.Generator().manual_seed(3))
     objective = Objective(terms=(Term(divergence="cross_entropy", support="sampled"),))
 
@@ -155,7 +155,7 @@ def test_linear_divergence_understands_the_head(name):
 def with_adapters(**options):
     """A LoRA model as verl builds it: the model first, then the adapters, here with weights that are not 0."""
     model = build("qwen3")
-    hand_over_hidden_states(model)
+    expose_hidden_states(model)
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", **options)
     wrapped = get_peft_model(model, config).eval()
     for name, parameter in wrapped.named_parameters():
@@ -190,7 +190,7 @@ def test_disabled_adapters_are_the_model_without_them():
 def test_head_that_was_replaced_is_refused(options):
     # The old head would be used, and the new one would stay as it is without a word.
     model = build("qwen3")
-    hand_over_hidden_states(model)
+    expose_hidden_states(model)
     targets = {"target_modules": ["q_proj"] if options else ["q_proj", "lm_head"]}
     wrapped = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **targets, **options))
     with pytest.raises(RuntimeError, match="output head of Qwen3ForCausalLM was replaced"):
@@ -201,7 +201,7 @@ def test_head_that_was_replaced_is_refused(options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_known_architectures_pass_the_check(name, dtype):
     model = build(name, dtype).train()
-    hand_over_hidden_states(model)
+    expose_hidden_states(model)
     check_head(model, vocab_size=V, device="cpu")
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -228,6 +228,6 @@ def test_model_that_alters_its_logits_fails_the_check(model_class):
     torch.manual_seed(0)
     model = model_class(Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False))
     model.get_output_embeddings().weight.data.normal_(0, 0.5)
-    hand_over_hidden_states(model)
+    expose_hidden_states(model)
     with pytest.raises(RuntimeError, match=f"{model_class.__name__}: probabilities .* differ from the model's own"):
         check_head(model, vocab_size=V, device="cpu")

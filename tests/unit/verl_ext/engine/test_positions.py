@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from verl_ext.engine.positions import response_rows
+from verl_ext.engine.positions import response_positions
 
 SHAPES = {
     "one": ([7], [4]),
@@ -28,7 +28,7 @@ def by_hand(sequences, responses, *, shift, width=None):
 
 
 def rows_of(sequences, responses, **arguments):
-    return response_rows(
+    return response_positions(
         sequence_lengths=torch.tensor(sequences, dtype=torch.int64),
         response_lengths=torch.tensor(responses, dtype=torch.int64),
         **arguments,
