@@ -56,7 +56,13 @@ def run(config: DictConfig, run_dir: Path) -> int:
     try:
         with console.capture(run_dir / "log.txt"):
             refusal = check(config)
-            if refusal is None:
+            finished = None if refusal else last_step(config)
+            if finished is not None:
+                console.show(
+                    f"nothing to do: {run_dir} already has the checkpoint of step {finished}, and "
+                    f"trainer.total_training_steps={config.trainer.total_training_steps}"
+                )
+            elif refusal is None:
                 train(config, run_dir)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command resumes from the last checkpoint in {run_dir}", file=sys.stderr)
@@ -83,6 +89,13 @@ def check(config: DictConfig) -> str | None:
     except (ValueError, OSError, AssertionError, NotImplementedError, OmegaConfBaseException) as error:
         return " ".join(str(error).split()) or type(error).__name__
     return None
+
+
+def last_step(config: DictConfig) -> int | None:
+    """Step of the newest checkpoint, where the run folder has all that the run would do; else None."""
+    from recipe.trd.preflight import surroundings
+
+    return surroundings.finished_step(config)
 
 
 def train(config: DictConfig, run_dir: Path) -> None:

@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir, initialize_config_module
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
-from recipe.trd.config.schema import TrdConfig
 from contract import upstream_config
+from recipe.trd.config.schema import TrdConfig
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 GROUPS = ("method", "model", "data", "cluster")
@@ -146,7 +146,9 @@ def test_keys_that_are_not_ours_are_verls(path):
     # A key that verl renamed would otherwise be set in vain: files may add keys, only the command line may not.
     unknown = [key for key in set_by(path) if not key.startswith("trd.") and key not in verls()]
     unknown = [key for key in unknown if key not in upstream_config.ADDED_KEYS]
-    assert not unknown, f"neither verl's configuration nor ADDED_KEYS in tests/contract/upstream_config.py has {unknown}"
+    assert not unknown, (
+        f"neither verl's configuration nor ADDED_KEYS in tests/contract/upstream_config.py has {unknown}"
+    )
 
 
 def test_added_keys_are_set_somewhere():

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from transformers import LlamaConfig
 
 from recipe.trd.plan import architectures, memory
@@ -67,9 +69,12 @@ def models(monkeypatch, tokenizer, tmp_path):
     monkeypatch.setattr(model_pair, "AutoConfig", SimpleNamespace(from_pretrained=config_of))
     monkeypatch.setattr(model_pair, "AutoTokenizer", SimpleNamespace(from_pretrained=lambda path: tokenizer))
     monkeypatch.setattr(checks.plugin, "is_cpu_platform", lambda: False)
-    row = {"prompt": [], "data_source": "x", "reward_model": {"ground_truth": "1"}, "reference_solution": "1"}
-    pd.DataFrame([row]).to_parquet(tmp_path / "rows.parquet")
-    return [f"data.train_files={tmp_path}/rows.parquet", f"data.val_files={tmp_path}/rows.parquet"]
+    row = {"data_source": "x", "reward_model": {"ground_truth": "1"}, "reference_solution": "1"}
+    prompts = ([{"role": "user", "content": f"{number}"}] for number in range(512))
+    pd.DataFrame([row | {"prompt": prompt} for prompt in prompts]).to_parquet(tmp_path / "rows.parquet")
+    files = [f"data.train_files={tmp_path}/rows.parquet", f"data.val_files={tmp_path}/rows.parquet"]
+    # The CPUs and GPUs are those of a cluster.
+    return [*files, "trd.preflight.skip=[devices]"]
 
 
 @pytest.mark.parametrize("nodes", ["1", "2", "4"])
@@ -157,6 +162,7 @@ def test_a_model_in_a_folder_and_a_teacher_of_another_family(models, tmp_path, m
     folder.mkdir()
     tiny = '{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}'
     (folder / "config.json").write_text(tiny[:-1] + ', "vocab_size": 999, "max_position_embeddings": 40960}')
+    save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
     config = composed([*overrides_of("run_trd_qwen3_1.7b.sh", f"actor_rollout_ref.model.path={folder}"), *models])
     assert memory.make(config, gpu_gib=79).problems == []
     checks.check(config)

@@ -140,6 +140,8 @@ class ObjectiveConfig(TermConfig):
     """The ratio of that policy loss stays above 1 - task_clip_low."""
     task_clip_high: float
     """The ratio stays below 1 + task_clip_high."""
+    task_clip_dual: float
+    """At a negative advantage A the loss stays below task_clip_dual * |A| (dual clip)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -179,5 +181,6 @@ class ObjectiveConfig(TermConfig):
             coef=self.task_reward_coef,
             clip_low=self.task_clip_low,
             clip_high=self.task_clip_high,
+            dual_clip=self.task_clip_dual,
         )
         return Objective(terms=(term,))

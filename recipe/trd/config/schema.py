@@ -17,6 +17,14 @@ from recipe.trd.config.validate import member, require
 
 
 @dataclass(kw_only=True)
+class PreflightConfig(BaseConfig):
+    """What is checked before a run starts."""
+
+    skip: list[str]
+    """Names of checks that are left out; `python -m recipe.trd.preflight` lists them."""
+
+
+@dataclass(kw_only=True)
 class TrdConfig(BaseConfig):
     """A method as a point on its axes, and what the recipe adds to a run."""
 
@@ -39,6 +47,7 @@ class TrdConfig(BaseConfig):
     """null: a method without a teacher."""
     rewrite: RewriteConfig
     objective: ObjectiveConfig
+    preflight: PreflightConfig
     poll_interval_s: float
     """How often the trainer asks whether all samples of a step are there, s."""
     health_interval_s: float

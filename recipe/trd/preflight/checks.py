@@ -1,8 +1,11 @@
 """Everything about a run that can be known to be wrong before a process is started. One clear line for each."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
@@ -11,7 +14,22 @@ from verl.utils.config import omega_conf_to_dataclass, validate_config
 
 from recipe.trd.config.axes import Weights
 from recipe.trd.config.schema import TrdConfig
-from recipe.trd.preflight import data_files, model_pair, sequence_lengths, student_server, thinking, verl_keys
+from recipe.trd.preflight import (
+    batches,
+    context_room,
+    data_files,
+    dataset_content,
+    model_files,
+    model_pair,
+    reward_call,
+    sequence_lengths,
+    student_server,
+    surroundings,
+    thinking,
+    unused_keys,
+    values,
+    verl_keys,
+)
 from recipe.trd.preflight.model_pair import RunModel
 from verl_ext import plugin
 
@@ -23,6 +41,151 @@ def _plain_errors() -> Iterator[None]:
         yield
     except InstantiationException as error:
         raise ValueError(str(error.__cause__ or error)) from error
+
+
+@dataclass
+class Setup:
+    """What the checks look at; models are read when the first check asks for them."""
+
+    config: DictConfig
+    trd: TrdConfig
+
+    @cached_property
+    def student(self) -> RunModel:
+        """The student, with the chat template of the run."""
+        return model_pair.read_student(self.config)
+
+    @cached_property
+    def teachers(self) -> list[RunModel]:
+        """Models other than the student that teach."""
+        return model_pair.read_teachers(self.config, self.trd, self.student) if self.trd.teacher is not None else []
+
+    @property
+    def author(self) -> RunModel:
+        """The model whose chat template the teacher's contexts are made with: that of its server, where it has one."""
+        plan = self.trd.teacher_plan
+        return self.student if plan is None or plan.is_self else self.teachers[0]
+
+
+def _verls_own(setup: Setup) -> None:
+    config = setup.config
+    # Importing the objective registers `loss_mode=trd`, which verl's dataclasses look up.
+    from recipe.trd.training import loss  # noqa: F401
+
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    if config.distillation.enabled:
+        omega_conf_to_dataclass(config.distillation)
+
+
+def _objective(setup: Setup) -> None:
+    if setup.config.distillation.enabled is None:
+        setup.config.distillation.enabled = setup.trd.has_server
+    if not setup.trd.upstream:
+        verl_keys.check_objective(setup.config, setup.trd)
+
+
+def _student_server(setup: Setup) -> None:
+    if setup.trd.teacher_plan is not None and setup.trd.teacher_plan.asks_student:
+        student_server.prepare(setup.config, setup.trd, limit=setup.student.max_positions)
+
+
+def _columns(setup: Setup) -> None:
+    data_files.check_columns(setup.config)
+    if setup.trd.teacher_plan is not None and setup.trd.teacher_plan.needs_reference:
+        data_files.check_references(setup.config, setup.trd)
+
+
+def _teachers(setup: Setup) -> None:
+    plan = setup.trd.teacher_plan
+    if plan is None:
+        return
+    if plan.has_server:
+        sequence_lengths.check_server(setup.config, setup.trd, plan, setup.teachers[0])
+    if plan.module is not None:
+        module = setup.teachers[-1] if setup.teachers else setup.student
+        sequence_lengths.check_engine(setup.config, plan, module)
+        model_pair.check_layers(setup.trd, setup.student, module)
+
+
+def _weights(setup: Setup) -> None:
+    model_files.check_weights("actor_rollout_ref.model.path", setup.student.path)
+    model_files.check_adapter(setup.config)
+    for teacher in setup.teachers:
+        model_files.check_weights("the teacher", teacher.path)
+
+
+def _template_kwargs(setup: Setup) -> dict[str, Any]:
+    return dict(setup.config.data.apply_chat_template_kwargs or {})
+
+
+def _openings(setup: Setup) -> None:
+    kwargs = _template_kwargs(setup)
+    model_files.check_opening("student", setup.student, kwargs)
+    for teacher in setup.teachers:
+        model_files.check_opening("teacher", teacher, kwargs)
+
+
+def _thinking(setup: Setup) -> None:
+    if setup.trd.teacher_plan is not None:
+        tokenizers = {"student": setup.student.tokenizer, "teacher": setup.author.tokenizer}
+        thinking.check_teacher(setup.trd, _template_kwargs(setup), **tokenizers)
+
+
+def _contexts(setup: Setup) -> None:
+    if setup.trd.teacher_plan is not None:
+        context_room.check(setup.config, setup.trd, student=setup.student, author=setup.author)
+
+
+CHECKS: dict[str, Callable[[Setup], None]] = {
+    "unused_keys": lambda setup: unused_keys.check(setup.config, setup.trd),
+    "values": lambda setup: values.check(setup.config),
+    "objective": _objective,
+    "agent_loop": lambda setup: verl_keys.check_agent_loop(setup.config, setup.trd),
+    "sampling": lambda setup: verl_keys.check_sampling(setup.config, setup.trd),
+    "verl": _verls_own,
+    "batches": lambda setup: batches.check_cuts(setup.config),
+    "groups": lambda setup: batches.check_groups(setup.config, setup.trd),
+    "steps": lambda setup: batches.set_epochs(setup.config),
+    "loggers": lambda setup: surroundings.check_loggers(setup.config),
+    "run_folder": lambda setup: surroundings.check_run_folder(setup.config),
+    "checkpoint": lambda setup: surroundings.check_resume(setup.config),
+    "sockets": lambda setup: surroundings.shorten_socket_paths(),
+    "devices": lambda setup: surroundings.check_devices(setup.config),
+    "student_thinking": lambda setup: thinking.set_for_student(setup.config, setup.trd, setup.student.tokenizer),
+    "student_server": _student_server,
+    "lengths": lambda setup: sequence_lengths.check_student(setup.config, setup.student),
+    "templates": lambda setup: sequence_lengths.check_templates(setup.config, setup.trd),
+    "columns": _columns,
+    "code_reward": lambda setup: data_files.check_reward(setup.config),
+    "teachers": _teachers,
+    "servers": lambda setup: verl_keys.check_servers(setup.config, setup.trd),
+    "weights": _weights,
+    "chat_templates": _openings,
+    "thinking": _thinking,
+    "samples": lambda setup: dataset_content.check(setup.config, setup.trd, setup.student),
+    "contexts": _contexts,
+    "reward": lambda setup: reward_call.check(setup.config, dataset_content.first(setup.config)),
+    "disk": lambda setup: surroundings.check_disk(setup.config),
+}
+"""Every check by the name that `trd.preflight.skip` knows it by, in order."""
+
+
+@_plain_errors()
+def read(config: DictConfig) -> Setup:
+    """The configuration as dataclasses, where it is complete and means something.
+
+    Raises:
+        ValueError: it is not; the message says what to change.
+    """
+    _check_process(config)
+    _fill_in_self_teacher(config)
+    trd = omega_conf_to_dataclass(config.trd)
+    unknown = set(trd.preflight.skip) - set(CHECKS)
+    if unknown:
+        raise ValueError(
+            f"trd.preflight.skip={sorted(unknown)}: there is no such check; choose from {', '.join(CHECKS)}"
+        )
+    return Setup(config, trd)
 
 
 @_plain_errors()
@@ -40,33 +203,11 @@ def check(config: DictConfig) -> TrdConfig:
         OSError: a file that the configuration names cannot be read.
         AssertionError: verl's own check of its keys failed.
     """
-    _check_process(config)
-    _fill_in_self_teacher(config)
-    trd: TrdConfig = omega_conf_to_dataclass(config.trd)
-    # Importing the objective registers `loss_mode=trd`, which verl's dataclasses look up.
-    from recipe.trd.training import loss  # noqa: F401
-
-    if config.distillation.enabled is None:
-        config.distillation.enabled = trd.has_server
-    if not trd.upstream:
-        verl_keys.check_objective(config, trd)
-    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-    if config.distillation.enabled:
-        omega_conf_to_dataclass(config.distillation)
-    verl_keys.check_batches(config)
-    student = model_pair.read_student(config)
-    thinking.set_for_student(config, trd, student.tokenizer)
-    if trd.teacher_plan is not None and trd.teacher_plan.asks_student:
-        student_server.prepare(config, trd, limit=student.max_positions)
-    sequence_lengths.check_student(config, student)
-    sequence_lengths.check_templates(config, trd)
-    data_files.check_columns(config)
-    data_files.check_reward(config)
-    if trd.teacher_plan is not None and trd.teacher_plan.needs_reference:
-        data_files.check_references(config, trd)
-    if trd.teacher_plan is not None:
-        _check_teachers(config, trd, student)
-    return trd
+    setup = read(config)
+    for name, run in CHECKS.items():
+        if name not in setup.trd.preflight.skip:
+            run(setup)
+    return setup.trd
 
 
 def _check_process(config: DictConfig) -> None:
@@ -90,19 +231,3 @@ def _fill_in_self_teacher(config: DictConfig) -> None:
     weights = OmegaConf.select(config, "trd.teacher.weights")
     if weights in (Weights.FROZEN, Weights.EMA, Weights.LIVE):
         config.distillation.teacher_models.teacher_model.model_path = config.actor_rollout_ref.model.path
-
-
-def _check_teachers(config: DictConfig, trd: TrdConfig, student: RunModel) -> None:
-    plan = trd.teacher_plan
-    assert plan is not None, "there is a teacher"
-    teachers = model_pair.read_teachers(config, trd, student)
-    if plan.has_server:
-        sequence_lengths.check_server(config, trd, plan, teachers[0])
-    if plan.module is not None:
-        module = teachers[-1] if teachers else student
-        sequence_lengths.check_engine(config, plan, module)
-        model_pair.check_layers(trd, student, module)
-    # The contexts are made by the model of the server, where there is one.
-    author = student if plan.is_self else teachers[0]
-    template_kwargs = config.data.apply_chat_template_kwargs or {}
-    thinking.check_teacher(trd, template_kwargs, student=student.tokenizer, teacher=author.tokenizer)

@@ -18,7 +18,7 @@ def check_columns(config: DictConfig) -> None:
     """
     wanted = {config.data.prompt_key, config.data.reward_fn_key, "reward_model"}
     for key in ("train_files", "val_files"):
-        for file in _files(config.data[key]):
+        for file in data_files(config.data[key]):
             path = Path(file).expanduser()
             if not path.is_file():
                 raise ValueError(f"data.{key}={file}: no such file; prepare the data first, or set data.{key}")
@@ -52,7 +52,7 @@ def check_references(config: DictConfig, trd: TrdConfig) -> None:
         ValueError: the column is missing.
     """
     column = trd.reference_key.split(".")[0]
-    for file in _files(config.data.train_files):
+    for file in data_files(config.data.train_files):
         if column not in _columns(Path(file).expanduser()):
             raise ValueError(
                 f"method {trd.method} shows the teacher a reference solution, and data.train_files={file} has no "
@@ -60,7 +60,8 @@ def check_references(config: DictConfig, trd: TrdConfig) -> None:
             )
 
 
-def _files(value: Any) -> list[str]:
+def data_files(value: Any) -> list[str]:
+    """Files of `data.train_files` or `data.val_files`, which may be one path or a list."""
     return [value] if isinstance(value, str) else list(value)
 
 

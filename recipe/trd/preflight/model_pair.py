@@ -69,13 +69,20 @@ def read_teachers(config: DictConfig, trd: TrdConfig, student: RunModel) -> list
     teachers = []
     for key, path in _paths(config, trd).items():
         teachers.append(read(key, path))
-        check_same_tokens(
-            student.tokenizer,
-            teachers[-1].tokenizer,
-            student_path=student.path,
-            teacher_path=teachers[-1].path,
-            eos_remap=trd.teacher.eos_remap,
-        )
+        try:
+            check_same_tokens(
+                student.tokenizer,
+                teachers[-1].tokenizer,
+                student_path=student.path,
+                teacher_path=teachers[-1].path,
+                eos_remap=None if trd.upstream else trd.teacher.eos_remap,
+            )
+        except ValueError as error:
+            if not trd.upstream or student.tokenizer.get_vocab() != teachers[-1].tokenizer.get_vocab():
+                raise
+            raise ValueError(
+                f"{error}; or choose a method that knows trd.teacher.eos_remap (trd.upstream=false), e.g. method=eopd"
+            ) from error
         _check_heads(trd, student, teachers[-1])
     return teachers
 

@@ -4,9 +4,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from recipe.trd.config.axes import Weights
 from recipe.trd.config.schema import TrdConfig
+from verl_ext.runtime.console import show
 
 ACTOR = "actor_rollout_ref.actor"
 AGENT_LOOP = "recipe.trd.training.agent_loop.TrdAgentLoopManager"
+SERVER = "distillation.teacher_models.teacher_model.inference"
 LOSS = "distillation.distillation_loss"
 
 
@@ -63,24 +65,80 @@ def check_objective(config: DictConfig, trd: TrdConfig) -> None:
             f"{ACTOR}.loss_agg_mode={actor.loss_agg_mode} needs {ACTOR}.loss_scale_factor: without it the loss would "
             "depend on the longest response of a micro-batch"
         )
+    fsdp = actor.fsdp_config
+    dtypes = {"model_dtype": fsdp.model_dtype, "mixed_precision.param_dtype": _param_dtype(fsdp), "dtype": fsdp.dtype}
+    for key, dtype in dtypes.items():
+        if dtype in ("fp16", "float16", "half"):
+            raise ValueError(
+                f"{ACTOR}.fsdp_config.{key}={dtype}: the gradient is formed in the forward pass, before a loss scale "
+                "could keep it out of fp16's underflow; set bf16 or fp32"
+            )
     if actor.strategy not in ("fsdp", "fsdp2"):
         raise ValueError(f"{ACTOR}.strategy={actor.strategy}: method {trd.method} runs on fsdp and fsdp2")
 
 
-def check_batches(config: DictConfig) -> None:
-    """verl cuts batches into equal parts, and finds out in the first update when that does not work.
+def _param_dtype(fsdp: DictConfig) -> str | None:
+    return fsdp.mixed_precision.get("param_dtype") if fsdp.mixed_precision else None
+
+
+def check_sampling(config: DictConfig, trd: TrdConfig) -> None:
+    """Warn where log-probs at temperature 1 meet tokens that were sampled otherwise."""
+    rollout = config.actor_rollout_ref.rollout
+    sampling = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
+    changed = [f"{key}={rollout[key]}" for key, value in sampling.items() if rollout[key] != value]
+    follows_gradient = trd.objective.task_reward_coef > 0 or any(
+        term.divergence == "sampled_kl" and term.estimator == "k1" for term in trd.objective.terms
+    )
+    if changed and follows_gradient and not trd.upstream:
+        show(
+            f"WARNING actor_rollout_ref.rollout.{changed[0]}: tokens are sampled from another distribution than that "
+            "at temperature 1 that k1 and the policy loss compare; their gradient is then biased"
+        )
+    if trd.upstream and trd.teacher is not None and rollout.temperature != 1:
+        show(
+            f"WARNING actor_rollout_ref.rollout.temperature={rollout.temperature}: verl scales the student's logits by "
+            "it, but not the teacher's, so method opd moves the student at that temperature towards the teacher at 1"
+        )
+    actor = config.actor_rollout_ref.actor
+    updates = actor.ppo_epochs * config.data.train_batch_size / actor.ppo_mini_batch_size
+    if trd.upstream and trd.teacher is not None and updates > 1:
+        show(
+            f"WARNING {updates:g} updates for a batch: verl's opd takes its advantage from the student as it is "
+            f"after the first of them; set {ACTOR}.ppo_mini_batch_size to the batch size and {ACTOR}.ppo_epochs=1"
+        )
+
+
+def check_servers(config: DictConfig, trd: TrdConfig) -> None:
+    """Servers that are asked for top-k are vllm's, and may send as many as are asked for.
 
     Raises:
-        ValueError: the parts are not equal.
+        ValueError: they are not.
     """
-    actor, num_gpus = config.actor_rollout_ref.actor, config.trainer.n_gpus_per_node * config.trainer.nnodes
-    if actor.use_dynamic_bsz:
+    plan, rollout = trd.teacher_plan, config.actor_rollout_ref.rollout
+    if trd.upstream or plan is None:
         return
-    num_samples = actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
-    part = num_gpus * (actor.ppo_micro_batch_size_per_gpu or 1)
-    if num_samples % part:
+    engine = config.distillation.teacher_models.teacher_model.inference.name if plan.has_server else "vllm"
+    for key, name in (("actor_rollout_ref.rollout.name", rollout.name), (f"{SERVER}.name", engine)):
+        if plan.servers and name != "vllm":
+            raise ValueError(f"{key}={name}: only the servers of vllm send a teacher's top-k; set it to vllm")
+    key = f"{SERVER}.engine_kwargs.vllm.max_logprobs"
+    limit = OmegaConf.select(config, key)
+    if plan.has_server and plan.asks_server and limit is not None and limit != -1 and limit < trd.objective.top_k:
         raise ValueError(
-            f"ppo_mini_batch_size * rollout.n = {num_samples} samples cannot be cut into micro-batches "
-            f"of {actor.ppo_micro_batch_size_per_gpu} on {num_gpus} devices: change "
-            f"{ACTOR}.ppo_micro_batch_size_per_gpu, or set {ACTOR}.use_dynamic_bsz=True"
+            f"trd.objective.top_k={trd.objective.top_k} exceeds {key}={limit}, the most that the server sends; leave "
+            "the latter out, or lower top_k"
+        )
+
+
+def check_agent_loop(config: DictConfig, trd: TrdConfig) -> None:
+    """Responses are one turn: what tools write is shown to the student alone, never to the teacher.
+
+    Raises:
+        ValueError: another agent loop is chosen.
+    """
+    name = config.actor_rollout_ref.rollout.agent.default_agent_loop
+    if not trd.upstream and name != "single_turn_agent":
+        raise ValueError(
+            f"actor_rollout_ref.rollout.agent.default_agent_loop={name}: the teacher of method {trd.method} is shown "
+            "no tools, so it would judge another conversation; set it to single_turn_agent, or choose method=grpo"
         )

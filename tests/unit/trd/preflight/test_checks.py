@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
 from recipe.trd.config.schema import TrdConfig
@@ -38,6 +39,7 @@ def save_model(tmp_path_factory, tokenizer):
         sizes |= {"max_position_embeddings": MAX_POSITIONS}
         Qwen3Config(**{**sizes, **changes}).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        save_file({"weight": torch.zeros(1)}, folder / "model.safetensors")
         return str(folder)
 
     return save
@@ -51,9 +53,16 @@ def model_path(save_model):
 @pytest.fixture
 def data_file(tmp_path):
     path = tmp_path / "train.parquet"
-    row = {"prompt": [{"role": "user", "content": "1+1=?"}], "data_source": "x", "reward_model": {"ground_truth": "2"}}
-    row |= {"extra_info": {"reference_solution": "1+1=2"}}
-    pd.DataFrame([row]).to_parquet(path)
+    rows = [
+        {
+            "prompt": [{"role": "user", "content": f"1+{number}=?"}],
+            "data_source": "x",
+            "reward_model": {"ground_truth": str(1 + number)},
+            "extra_info": {"reference_solution": f"1+{number}={1 + number}"},
+        }
+        for number in range(64)
+    ]
+    pd.DataFrame(rows).to_parquet(path)
     return str(path)
 
 
@@ -386,7 +395,7 @@ def test_platform_and_device_that_do_not_agree(make_config, monkeypatch, platfor
 def test_context_that_shows_a_reference_which_the_data_lack(make_config, tmp_path):
     path = tmp_path / "bare.parquet"
     row = {"prompt": [{"role": "user", "content": "1+1=?"}], "data_source": "x", "reward_model": {"ground_truth": "2"}}
-    pd.DataFrame([row]).to_parquet(path)
+    pd.DataFrame([row] * 64).to_parquet(path)
     bare = {"data.train_files": str(path)}
     for method in ("opsd", "trd_opsd"):
         message = refusal(make_config(method, **bare))
@@ -420,7 +429,7 @@ THINK = "{% if add_generation_prompt and enable_thinking is false %}<think>\n\n<
 def test_thinking_of_each_role(make_config, save_model, tokenizer, capsys):
     hybrid = copy.deepcopy(tokenizer)
     hybrid.chat_template += THINK.replace("enable_thinking is", "enable_thinking is defined and enable_thinking is")
-    sides = {"actor_rollout_ref.model.path": save_model(hybrid)}
+    sides = {"actor_rollout_ref.model.path": save_model(hybrid), "data.max_prompt_length": 64}
     config = make_config("opsd", **sides, **{"trd.student_thinking": False})
     checks.check(config)
     assert config.data.apply_chat_template_kwargs == {"enable_thinking": False}
@@ -430,11 +439,13 @@ def test_thinking_of_each_role(make_config, save_model, tokenizer, capsys):
     assert refusal(make_config("grpo", **{"trd.student_thinking": False})).startswith("trd.student_thinking=False: the")
     # The run's own chat template is that of the student, and of the student as its own teacher.
     custom = {"actor_rollout_ref.model.custom_chat_template": hybrid.chat_template, "trd.teacher_thinking": False}
+    custom["data.max_prompt_length"] = 64
     checks.check(make_config("opsd", **custom))
     assert refusal(make_config("opd_forward_kl", **custom)).startswith("trd.teacher_thinking=False: the chat template")
 
 
 CODE = {"reward.custom_reward_function.path": "pkg://recipe.trd.rewards.code_reward"}
+CODE["trd.preflight.skip"] = ["reward"]  # the ground truth is that of a sum
 
 
 def test_programs_run_before_a_run_depends_on_them(make_config, monkeypatch, tmp_path):
