@@ -28,7 +28,8 @@ class Rule:
 
 def rules() -> list[Rule]:
     """The table. A key that is in no rule acts in every method."""
-    return [*_TEACHER, *_REWRITE, *_terms(), *_VERL]
+    # First those of verl, which defaults of `trd` follow.
+    return [*_VERL, *_TEACHER, *_REWRITE, *_terms()]
 
 
 def _node_shown(trd: TrdConfig, node: Node) -> bool:
@@ -100,33 +101,30 @@ _REWRITE = [
 ]
 
 
+def _term(node: str, term: Callable[[TrdConfig], TermConfig]) -> list[Rule]:
+    def when(acts: Callable[[TermConfig], bool]) -> Callable[[TrdConfig], bool]:
+        return lambda trd: _own_loss(trd) and acts(term(trd))
+
+    return [
+        Rule(_names(node, "divergence", "support"), _own_loss, "trd.upstream=false"),
+        Rule((f"{node}.coef",), when(lambda one: one.divergence != "none"), f"{node}.divergence"),
+        Rule((f"{node}.tail",), when(lambda one: one.support in TOP_K_SUPPORTS), "a top-k support"),
+        Rule((f"{node}.beta",), when(lambda one: one.divergence == "jsd"), f"{node}.divergence=jsd"),
+        Rule((f"{node}.estimator",), when(lambda one: one.divergence == "sampled_kl"), f"{node}.divergence=sampled_kl"),
+        Rule(
+            _names(node, "clip_low", "clip_high"),
+            when(lambda one: one.divergence == "sampled_kl" and one.estimator == "k1"),
+            f"{node}.divergence=sampled_kl and {node}.estimator=k1",
+        ),
+        Rule(
+            _names(node, "entry_clip", "position_clip", "entropy_above"),
+            when(lambda one: one.divergence not in ("none", "hidden_mse")),
+            f"a {node}.divergence of outputs",
+        ),
+    ]
+
+
 def _terms() -> list[Rule]:
-    def of(node: str, term: Callable[[TrdConfig], TermConfig]) -> list[Rule]:
-        def when(acts: Callable[[TermConfig], bool]) -> Callable[[TrdConfig], bool]:
-            return lambda trd: _own_loss(trd) and acts(term(trd))
-
-        return [
-            Rule(_names(node, "divergence", "support"), _own_loss, "trd.upstream=false"),
-            Rule((f"{node}.coef",), when(lambda one: one.divergence != "none"), f"{node}.divergence"),
-            Rule((f"{node}.tail",), when(lambda one: one.support in TOP_K_SUPPORTS), "a top-k support"),
-            Rule((f"{node}.beta",), when(lambda one: one.divergence == "jsd"), f"{node}.divergence=jsd"),
-            Rule(
-                (f"{node}.estimator",),
-                when(lambda one: one.divergence == "sampled_kl"),
-                f"{node}.divergence=sampled_kl",
-            ),
-            Rule(
-                _names(node, "clip_low", "clip_high"),
-                when(lambda one: one.divergence == "sampled_kl" and one.estimator == "k1"),
-                f"{node}.divergence=sampled_kl and {node}.estimator=k1",
-            ),
-            Rule(
-                _names(node, "entry_clip", "position_clip", "entropy_above"),
-                when(lambda one: one.divergence not in ("none", "hidden_mse")),
-                f"a {node}.divergence of outputs",
-            ),
-        ]
-
     def has_outputs(trd: TrdConfig) -> bool:
         return _own_loss(trd) and any(term.divergence != "hidden_mse" for term in trd.objective.terms)
 
@@ -138,8 +136,8 @@ def _terms() -> list[Rule]:
 
     hidden = "a term of divergence hidden_mse"
     return [
-        *of("trd.objective", lambda trd: trd.objective),
-        *of("trd.objective.plus", lambda trd: trd.objective.plus),
+        *_term("trd.objective", lambda trd: trd.objective),
+        *_term("trd.objective.plus", lambda trd: trd.objective.plus),
         # The first term's top_k is also that of the overlap metrics, and what a teacher's server sends.
         Rule(("trd.objective.top_k",), has_outputs, "a divergence of outputs"),
         Rule(

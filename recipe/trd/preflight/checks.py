@@ -178,6 +178,9 @@ def read(config: DictConfig) -> Setup:
         ValueError: it is not; the message says what to change.
     """
     _check_process(config)
+    if "values" not in config.trd.preflight.skip:
+        # Before the dataclasses, whose messages would name keys that only follow these.
+        values.check(config)
     _fill_in_self_teacher(config)
     trd = omega_conf_to_dataclass(config.trd)
     unknown = set(trd.preflight.skip) - set(CHECKS)

@@ -44,7 +44,6 @@ def test_a_method_as_it_is_shipped_has_no_such_key(method):
         ("opd", "trd.objective.estimator=k2"),
         ("opd", "trd.objective.clip_low=0.1"),
         ("opd", "trd.objective.clip_high=0.3"),
-        ("opd", "trd.objective.position_clip=0.5"),
         ("opd", "trd.objective.top_k=8"),
         ("opd", "trd.teacher.engine.dtype=fp32"),
         ("grpo", "trd.objective.top_k=8"),
