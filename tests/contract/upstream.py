@@ -270,16 +270,21 @@ SYMBOLS = {
         Symbol(f"{_REGISTRY}.register(model_type, backend, device, vendor)", "makes our engines known"),
         Symbol(f"{_LM}.prepare_model_inputs(micro_batch)", "packed, padded or sliced inputs, also the teacher's"),
         Symbol(f"{_FSDP}.get_data_parallel_group()", "counts tokens over the global batch"),
-        Symbol(
-            "verl.utils.ulysses.gather_outputs_and_unpad(x, gather_dim, unpad_dim, padding_size, grad_scaler)",
-            "the teacher's positions of sliced sequences",
-        ),
         Symbol("verl.utils.tensordict_utils.assign_non_tensor(tensor_dict, kwargs)", "settings of a micro-batch"),
         Symbol("verl.utils.tensordict_utils.get_non_tensor_data(data, key, default)", "settings of a micro-batch"),
         Symbol("verl.utils.metric.Metric(aggregation, value)", "metrics of a micro-batch"),
         Symbol("verl.utils.metric.Metric.aggregate_dp(metric_lists)", "averages over ranks that share sequences"),
         Symbol("verl.utils.device.get_device_id()", "where a micro-batch goes"),
         Symbol("verl.utils.device.get_device_name()", "autocast"),
+    ),
+    "verl_ext/engine/observe.py": (
+        Symbol(f"{_LM}.prepare_model_inputs(micro_batch)", "packed, padded or sliced inputs of the teacher"),
+        Symbol(
+            "verl.utils.ulysses.gather_outputs_and_unpad(x, gather_dim, unpad_dim, padding_size, grad_scaler)",
+            "the teacher's positions of sliced sequences",
+        ),
+        Symbol("verl.utils.tensordict_utils.assign_non_tensor(tensor_dict, kwargs)", "settings of the teacher's batch"),
+        Symbol("verl.utils.tensordict_utils.get_non_tensor_data(data, key, default)", "settings of a micro-batch"),
     ),
     "verl_ext/engine/self_teacher.py": (Symbol(f"{_FSDP}.disable_adapter()", "the student at step 0"),),
     "verl_ext/engine/worker.py": (

@@ -71,9 +71,11 @@ TEXTS = {
             'input_ids = batch["input_ids"]',
             "micro-batches are cut by the longer of two contexts",
         ),
+        Text("verl.workers.engine.utils.postprocess_batch_func", 'o["loss"]', "what we report of a micro-batch"),
+    ),
+    "verl_ext/engine/observe.py": (
         Text(f"{_LM}.prepare_model_inputs", 'output_args["pad_size"]', "padding of sliced sequences"),
         Text(f"{_LM}.prepare_model_inputs", 'micro_batch["temperature"]', "the teacher's is 1"),
-        Text("verl.workers.engine.utils.postprocess_batch_func", 'o["loss"]', "what we report of a micro-batch"),
     ),
     "verl_ext/server/lora.py": (
         Text("verl.workers.rollout.vllm_rollout.utils", "VLLM_LORA_INT_ID = ", "number of the student's adapter"),

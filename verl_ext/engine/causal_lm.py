@@ -32,7 +32,7 @@ class HiddenStates:
     with_head: Callable[[Tensor, Callable[[Head], Any]], Any]
 
 
-def expose_hidden_states(model: nn.Module) -> None:
+def expose_hidden_states(model: Any) -> None:
     """Give a Hugging Face causal LM the arguments `consumer` and `with_layers`.
 
     `model(..., consumer=f)` returns f(HiddenStates) and computes no logits; without a consumer nothing changes. To be
@@ -42,7 +42,7 @@ def expose_hidden_states(model: nn.Module) -> None:
         RuntimeError: by the model, when its head has been replaced since then: the old one would be used.
     """
     original: Callable = model.forward
-    linear: nn.Module = model.get_output_embeddings()
+    linear: Any = model.get_output_embeddings()
     original_head: Callable = linear.forward
 
     @functools.wraps(original_head)
@@ -68,8 +68,8 @@ def expose_hidden_states(model: nn.Module) -> None:
     linear.forward, model.forward = head_forward, forward
 
 
-def _head(model: nn.Module, hidden: Tensor) -> Head:
-    linear: nn.Module = model.get_output_embeddings()
+def _head(model: Any, hidden: Tensor) -> Head:
+    linear: Any = model.get_output_embeddings()
     config = model.config.get_text_config()
     # Gemma caps its logits, Cohere multiplies them, Granite divides them.
     temperature = (getattr(config, "logits_scaling", None) or 1.0) / (getattr(config, "logit_scale", None) or 1.0)

@@ -5,7 +5,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -17,8 +17,18 @@ from verl_ext.divergence import Head
 from verl_ext.engine.causal_lm import HiddenStates
 from verl_ext.engine.positions import flat, jagged, lengths, response_positions
 
-if TYPE_CHECKING:
-    from verl_ext.engine.distillation import DistillationEngine
+
+class ObservedEngine(Protocol):
+    """What `observe` needs of an engine of distillation.py."""
+
+    module: Any
+    use_ulysses_sp: bool
+
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
+        """verl's: arguments of the module, and what undoes its padding."""
+
+    def autocast(self) -> torch.autocast:
+        """Precision of a forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +93,7 @@ def _flattened(hidden: Tensor) -> Tensor:
     return hidden.flatten(0, -2)
 
 
-def observe(engine: "DistillationEngine", data: TensorDict, wanted: Wanted, *, then: Then) -> Any:
+def observe(engine: ObservedEngine, data: TensorDict, wanted: Wanted, *, then: Then) -> Any:
     """Run `teacher_input_ids` without gradient, and return `then` of the states at response tokens.
 
     Args:

@@ -61,7 +61,7 @@ def flat(field: Tensor) -> Tensor:
 def lengths(field: Tensor) -> Tensor:
     """int64 [B]: tokens of every sample of a jagged or dense field."""
     if field.is_nested:
-        return field.offsets().diff()
+        return field.offsets().diff()  # type: ignore[attr-defined]  # declared for nested tensors only
     return torch.full((field.shape[0],), field.shape[1], device=field.device)
 
 

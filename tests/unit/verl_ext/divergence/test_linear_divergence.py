@@ -480,24 +480,6 @@ def test_no_row_is_as_wide_as_the_batch(make_world, monkeypatch):
     assert support.TAIL_RESOLUTION < 1e-6
 
 
-@pytest.mark.parametrize("draw", [torch.randn, lambda *shape: torch.randint(3, shape).float(), torch.zeros])
-@pytest.mark.parametrize(("width", "top_k"), [(1, 1), (127, 127), (256, 1), (1000, 7), (5000, 5), (5001, 38)])
-def test_the_largest_of_a_row_are_found_in_two_stages(draw, width, top_k):
-    rows = draw(3, width)
-    ids, values = support._top(rows, top_k)
-    assert torch.equal(values, rows.topk(top_k, -1).values)
-    assert torch.equal(rows.gather(-1, ids), values)
-    assert all(row.unique().numel() == top_k for row in ids)
-
-
-def test_the_largest_behind_the_last_piece_are_found():
-    rows = torch.zeros(2, 5001)
-    rows[0, 5000], rows[1, 4992:] = 1, 1
-    ids, _ = support._top(rows, 9)
-    assert ids[0, 0] == 5000
-    assert sorted(ids[1].tolist()) == list(range(4992, 5001))
-
-
 @pytest.mark.parametrize("gap", [-100.0, -20.5, 20.5, 100.0])
 def test_one_unlikely_token_is_not_all_of_k3(gap):
     """D9: a difference beyond 20 nats counts as 20, as in verl, and has no gradient; nothing becomes infinite."""
