@@ -39,7 +39,7 @@ def hidden_mse(
         student: L tensors [N, d_s]; gradient flows here.
         teacher: L tensors [N, d_t], d_t = d_s without projections.
         weights: [N], normally mask / tokens.
-        normalize: compare directions alone.
+        normalize: compare directions only.
         projections: one for each layer, or None.
 
     Returns:

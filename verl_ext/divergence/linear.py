@@ -97,7 +97,7 @@ class _Job:
 
 @dataclass(kw_only=True)
 class _Gradients:
-    """Of the scalar loss, in the working type; None where nobody asks."""
+    """Gradients of the scalar loss, in the working type; None where nobody asks."""
 
     hidden: Tensor | None
     weight: Tensor | None

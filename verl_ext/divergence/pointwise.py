@@ -1,7 +1,7 @@
 """Divergences entry by entry: one function each, and the registry that names them.
 
 Every divergence here is a sum over entries (vocabulary entries, or the events of a top-k support) of terms that depend
-on that entry alone. A function returns the terms and their derivatives by the student's log-probability of the same
+only on that entry. A function returns the terms and their derivatives by the student's log-probability of the same
 entry; supports, tails, clips, gates and the softmax are applied around it (support.py, token_weight.py). Adding a
 divergence is one such function and one line of a registry.
 """
@@ -63,19 +63,19 @@ class Parameters(Protocol):
 
     @property
     def beta(self) -> float | None:
-        """Of jsd."""
+        """Weight of the teacher in the mixture of jsd."""
 
     @property
     def estimator(self) -> str | None:
-        """Of sampled_kl."""
+        """Which estimator sampled_kl uses: k1, k2 or k3."""
 
     @property
     def clip_low(self) -> float | None:
-        """Of a policy gradient."""
+        """The ratio of a policy gradient is at least 1 - clip_low."""
 
     @property
     def clip_high(self) -> float | None:
-        """Of a policy gradient."""
+        """The ratio of a policy gradient is at most 1 + clip_high."""
 
     @property
     def dual_clip(self) -> float | None:

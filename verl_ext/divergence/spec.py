@@ -25,15 +25,16 @@ class Term:
     support: str
     """`full`, `teacher_topk`, `student_topk`; `sampled` for divergences of the sampled token."""
     tail: str | None = None
-    """Of a top-k support: `bucket` (one event holds the rest), `renormalize` (both sides to 1), `renormalize_teacher`
-    (the student keeps its probabilities under the whole vocabulary), `drop` (the rest counts nothing)."""
+    """What becomes of the rest of a top-k support: `bucket` (one event holds it), `renormalize` (both sides to 1),
+    `renormalize_teacher` (the student keeps its probabilities under the whole vocabulary), `drop` (it counts
+    nothing)."""
     top_k: int | None = None
     """Size of a top-k support; None for all that a `TopK` teacher gives."""
     coef: float = 1.0
     beta: float | None = None
-    """Of `jsd`: 0 is the forward KL, 1 the reverse KL."""
+    """For `jsd` only: 0 is the forward KL, 1 the reverse KL."""
     estimator: str | None = None
-    """Of `sampled_kl`: k1 (policy gradient), k2, k3."""
+    """For `sampled_kl` only: k1 (policy gradient), k2, k3."""
     clip_low: float | None = None
     """With clip_high, PPO's clip of k1: the ratio stays within [1 - clip_low, 1 + clip_high]."""
     clip_high: float | None = None

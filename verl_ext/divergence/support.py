@@ -129,8 +129,8 @@ def _top(rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     inside = pieces.gather(1, chosen.unsqueeze(-1).expand(-1, -1, PIECE)).flatten(1)
     values, where = torch.cat([inside, rows[:, width:]], -1).topk(top_k, -1)
     piece = chosen.gather(-1, (where // PIECE).clamp(max=top_k - 1))
-    behind = width + where - inside.shape[-1]
-    return torch.where(where < inside.shape[-1], piece * PIECE + where % PIECE, behind), values
+    beyond = width + where - inside.shape[-1]
+    return torch.where(where < inside.shape[-1], piece * PIECE + where % PIECE, beyond), values
 
 
 def _highest(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ _REGISTER = {"backend": ["fsdp", "fsdp2"], "device": ["cuda", "npu"], "vendor": 
 
 
 class Average(Protocol):
-    """An average of weights (self_teacher.py)."""
+    """An average of weights (ema.py)."""
 
     def update(self) -> None:
         """Once for every optimiser step."""
@@ -117,7 +117,6 @@ class DistillationEngine(FSDPEngineWithLMHead):
             with_head=self.with_head,
             with_layers=self.with_layers,
         )
-        positions = {"predicting": predicting.position, "layer_positions": at_token.position}
 
         def loss_of(student: ResponseStates, teacher: ResponseStates | None) -> dict[str, Any]:
             loss, metrics = loss_function(
@@ -128,7 +127,13 @@ class DistillationEngine(FSDPEngineWithLMHead):
             return {"loss": loss, "metrics": metrics}
 
         def student_pass(teacher: ResponseStates | None) -> dict[str, Any]:
-            consumer = partial(at_responses, wanted=wanted, then=partial(loss_of, teacher=teacher), **positions)
+            consumer = partial(
+                at_responses,
+                wanted=wanted,
+                predicting=predicting.position,
+                layer_positions=at_token.position,
+                then=partial(loss_of, teacher=teacher),
+            )
             with torch.set_grad_enabled(not forward_only), self.autocast():
                 return self.module(**inputs, use_cache=False, consumer=consumer, with_layers=wanted.with_layers)
 

@@ -108,7 +108,7 @@ class TrdWorker(DistillationWorker):
         return output
 
     def _quantiles(self) -> dict[str, float]:
-        """Of the divergence over all counted tokens of the step, on all ranks."""
+        """Quantiles of the divergence over all counted tokens of the step, on all ranks."""
         values = torch.cat(self.divergences).numpy() if self.divergences else np.zeros(0, np.float32)
         self.divergences.clear()
         gathered: list[np.ndarray] = [values] * dist.get_world_size()
