@@ -1,6 +1,6 @@
 """The loss of micro-batches of random states: against float64 equations, and the same however the batch is cut.
 
-The engine's part (where the rows come from, what FSDP does with gradients) is tested in test_distillation_engine.py.
+The engine's part (where the states come from, what FSDP does with gradients) is tested in test_distillation_engine.py.
 """
 
 from dataclasses import dataclass, replace
@@ -60,14 +60,14 @@ EVERY_LOSS = pytest.mark.parametrize("name", LOSSES)
 
 @dataclass
 class World:
-    """Rows of a batch as the trainer has them, and for each the states that two models would have at its response."""
+    """Samples of a batch as the trainer has them, and for each states that two models would have at its response."""
 
-    rows: list
+    samples: list
     hidden: list
     layers: list
     weight: torch.Tensor
     teacher: Head
-    teacher_rows: list
+    teacher_hidden: list
     teacher_layers: list
 
     def leaves(self):
@@ -80,7 +80,7 @@ def make_world(lengths=LENGTHS, counted=COUNTED, seed=0):
     def draw(*shape):
         return torch.randn(*shape, generator=generator).double()
 
-    def row(num_prompt, num_response, mask):
+    def sample(num_prompt, num_response, mask):
         best = draw(num_response, V).log_softmax(-1).topk(TOP_K, -1)
         top_k = TopKLogProbs(best.indices.int().numpy(), best.values.float().numpy())
         sizes = {"num_prompt": num_prompt, "num_response": num_response}
@@ -99,12 +99,12 @@ def make_world(lengths=LENGTHS, counted=COUNTED, seed=0):
 
     sizes = [num_response for _, num_response in lengths]
     return World(
-        rows=[row(*pair, mask) for pair, mask in zip(lengths, counted, strict=True)],
+        samples=[sample(*pair, mask) for pair, mask in zip(lengths, counted, strict=True)],
         hidden=[draw(size, D_STUDENT).requires_grad_() for size in sizes],
         layers=[[draw(size, D_STUDENT).requires_grad_() for _ in range(NUM_LAYERS)] for size in sizes],
         weight=draw(V, D_STUDENT).requires_grad_(),
         teacher=Head(hidden=torch.empty(0), weight=draw(V, D_TEACHER)),
-        teacher_rows=[draw(size, D_TEACHER) for size in sizes],
+        teacher_hidden=[draw(size, D_TEACHER) for size in sizes],
         teacher_layers=[[draw(size, D_STUDENT) for _ in range(NUM_LAYERS)] for size in sizes],
     )
 
@@ -115,18 +115,18 @@ def world():
 
 
 def micro_batch(world, chosen, *, dp_size=1, num_sequences=None):
-    """The chosen rows with what the engine adds: counts over the whole batch."""
-    columns = {name: [world.rows[i][name] for i in chosen] for name in world.rows[0]}
+    """The chosen samples with what the engine adds: counts over the whole batch."""
+    columns = {name: [world.samples[i][name] for i in chosen] for name in world.samples[0]}
     data = tu.get_tensordict(
         {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in columns.items()}
     )
-    counts = {f"num_{mask}": sum(int(row[mask].sum()) for row in world.rows) for mask in MASKS}
-    tu.assign_non_tensor(data, **counts, dp_size=dp_size, global_batch_size=num_sequences or len(world.rows))
+    counts = {f"num_{mask}": sum(int(sample[mask].sum()) for sample in world.samples) for mask in MASKS}
+    tu.assign_non_tensor(data, **counts, dp_size=dp_size, global_batch_size=num_sequences or len(world.samples))
     return data
 
 
 def states_of(world, chosen, scorer, tokens=None):
-    """Both models' states at all response tokens of the chosen rows, or at those given."""
+    """Both models' states at all response tokens of the chosen samples, or at those given."""
     tokens = torch.arange(sum(len(world.hidden[i]) for i in chosen)) if tokens is None else tokens
 
     def at(states):
@@ -135,9 +135,9 @@ def states_of(world, chosen, scorer, tokens=None):
     def layers(states):
         return tuple(at([layers[index] for layers in states]) for index in range(NUM_LAYERS))
 
-    def packed(rows, head, layers):
+    def packed(states, head, layers):
         return ResponseStates(
-            hidden=rows, head=replace(head, hidden=rows), layers=layers, tokens=tokens, layer_tokens=tokens
+            hidden=states, head=replace(head, hidden=states), layers=layers, tokens=tokens, layer_tokens=tokens
         )
 
     student = packed(at(world.hidden), Head(hidden=torch.empty(0), weight=world.weight), layers(world.layers))
@@ -145,7 +145,7 @@ def states_of(world, chosen, scorer, tokens=None):
         return {"student": student, "teacher": None}
     return {
         "student": student,
-        "teacher": packed(at(world.teacher_rows), world.teacher, layers(world.teacher_layers)),
+        "teacher": packed(at(world.teacher_hidden), world.teacher, layers(world.teacher_layers)),
     }
 
 
@@ -184,11 +184,11 @@ def assert_same(found, expected, rtol=1e-6):
 def reference(world, name):
     """The loss by plain autograd over whole logits, one sample after the other."""
     num_tokens, total = sum(map(sum, COUNTED)), 0
-    for i, row in enumerate(world.rows):
-        num_prompt, num_response = len(row["prompts"]), len(row["responses"])
+    for i, sample in enumerate(world.samples):
+        num_prompt, num_response = len(sample["prompts"]), len(sample["responses"])
         s = (world.hidden[i] @ world.weight.T).log_softmax(-1)
-        t = (world.teacher_rows[i] @ world.teacher.weight.T).log_softmax(-1)
-        sampled = s.gather(-1, row["responses"].unsqueeze(-1)).squeeze(-1)
+        t = (world.teacher_hidden[i] @ world.teacher.weight.T).log_softmax(-1)
+        sampled = s.gather(-1, sample["responses"].unsqueeze(-1)).squeeze(-1)
         kl = (t.exp() * (t - s)).sum(-1)
         pairs = zip(world.layers[i], world.teacher_layers[i], strict=True)
         squared = sum((ours - theirs).square().mean(-1) for ours, theirs in pairs) / NUM_LAYERS
@@ -199,13 +199,13 @@ def reference(world, name):
         elif name == "hidden":
             value = 2.0 * squared
         elif name == "all of it":
-            value = kl + 0.5 * squared - (sampled - sampled.detach()).exp() * row["advantages"]
+            value = kl + 0.5 * squared - (sampled - sampled.detach()).exp() * sample["advantages"]
         else:
             at = slice(num_prompt - 1, num_prompt + num_response - 1)
-            ids, known = row["teacher_ids"][at].long(), row["teacher_logprobs"][at].double()
+            ids, known = sample["teacher_ids"][at].long(), sample["teacher_logprobs"][at].double()
             rest_t, rest_s = 1 - known.exp().sum(-1), 1 - s.exp().gather(-1, ids).sum(-1)
             value = (known.exp() * (known - s.gather(-1, ids))).sum(-1) + rest_t * (rest_t / rest_s).log()
-        total = total + (row["response_mask"] * value).sum() / num_tokens
+        total = total + (sample["response_mask"] * value).sum() / num_tokens
     return total
 
 
@@ -233,7 +233,7 @@ def test_micro_batches_change_nothing(world, name, mode, cut):
 def test_ranks_average_to_the_global_batch(world, name):
     scorer, build = LOSSES[name]
     value, metrics, gradients = step(world, build(), scorer)
-    ranks = [step(world, build(), scorer, [rows], dp_size=2) for rows in ([0, 3], [1, 2])]
+    ranks = [step(world, build(), scorer, [samples], dp_size=2) for samples in ([0, 3], [1, 2])]
     assert sum(rank[0] for rank in ranks) / 2 == pytest.approx(value, rel=1e-6)
     for metric_name, metric in metrics.items():
         combined = Metric.aggregate_dp([rank[1][metric_name] for rank in ranks])
@@ -264,7 +264,7 @@ def test_metrics_are_token_means_of_the_global_batch(world, cut):
     recorded = []
     _, metrics, _ = step(world, loss, "engine", cut, recorded=recorded)
     s = [(hidden @ world.weight.T).log_softmax(-1).detach() for hidden in world.hidden]
-    t = [(rows @ world.teacher.weight.T).log_softmax(-1) for rows in world.teacher_rows]
+    t = [(states @ world.teacher.weight.T).log_softmax(-1) for states in world.teacher_hidden]
     kl = [(b.exp() * (b - a)).sum(-1) for a, b in zip(s, t, strict=True)]
     values = {
         "forward_kl": kl,
@@ -278,7 +278,7 @@ def test_metrics_are_token_means_of_the_global_batch(world, cut):
             for ours, theirs in zip(world.layers, world.teacher_layers, strict=True)
         ],
     }
-    counted = torch.cat([row["response_mask"] for row in world.rows]).bool()
+    counted = torch.cat([sample["response_mask"] for sample in world.samples]).bool()
     for name, value in values.items():
         assert metrics[f"trd/{name}"].aggregate() == pytest.approx(torch.cat(value)[counted].mean().item(), rel=1e-5)
     assert sorted(torch.cat(recorded).tolist()) == pytest.approx(
@@ -295,14 +295,14 @@ def test_hidden_states_alone_are_the_divergence(world):
 
 
 @pytest.mark.parametrize("cut", [[[0, 1, 2, 3, 4, 5]], [[0, 4, 1], [2, 3, 5]], [[0, 1, 2, 3], [4, 5]]], ids=str)
-def test_padding_rows_of_verl_change_nothing(world, cut):
+def test_padding_samples_of_verl_change_nothing(world, cut):
     whole = step(world, LOSSES["top-k"][1](), "server")
-    template, _ = construct_minimal_padding_template(world.rows[0], {}, eos_token_id=2)
+    template, _ = construct_minimal_padding_template(world.samples[0], {}, eos_token_id=2)
     template.update(dict.fromkeys(MASKS, template["response_mask"]), advantages=torch.zeros(1).double())
-    padding = {name: template[name] for name in world.rows[0]}
+    padding = {name: template[name] for name in world.samples[0]}
     extra = make_world([(1, 1)] * 2, [[0], [0]], seed=1)
-    world.rows += [padding, padding]
-    for name in ("hidden", "layers", "teacher_rows", "teacher_layers"):
+    world.samples += [padding, padding]
+    for name in ("hidden", "layers", "teacher_hidden", "teacher_layers"):
         getattr(world, name).extend(getattr(extra, name))
     value, metrics, gradients = step(world, LOSSES["top-k"][1](), "server", cut)
     assert value == pytest.approx(whole[0], rel=1e-6)
@@ -311,15 +311,15 @@ def test_padding_rows_of_verl_change_nothing(world, cut):
     assert metrics["trd/unusable_positions_frac"].aggregate() == 0
 
 
-def masked(row):
-    return {**row, **dict.fromkeys(("response_mask", *MASKS), torch.zeros_like(row["response_mask"]))}
+def masked(sample):
+    return {**sample, **dict.fromkeys(("response_mask", *MASKS), torch.zeros_like(sample["response_mask"]))}
 
 
 @EVERY_LOSS
 def test_fully_masked_micro_batch_runs_backward_and_adds_nothing(world, name):
     # Every rank has to run backward for every micro-batch, or FSDP's collectives wait for ever.
     scorer, build = LOSSES[name]
-    world.rows[:2] = map(masked, world.rows[:2])
+    world.samples[:2] = map(masked, world.samples[:2])
     whole = step(world, build(), scorer)
     assert_same(step(world, build(), scorer, [[0, 1], [2, 3]]), whole)
     assert all((gradient == 0).all() for gradient in whole[2][1:3])
@@ -329,10 +329,10 @@ def test_fully_masked_micro_batch_runs_backward_and_adds_nothing(world, name):
 @pytest.mark.parametrize("mode", MODES)
 def test_fully_masked_batch_is_a_zero_with_a_graph(world, name, mode):
     scorer, build = LOSSES[name]
-    world.rows = list(map(masked, world.rows))
+    world.samples = list(map(masked, world.samples))
     for i in range(4):
         with torch.no_grad():
-            world.teacher_rows[i].fill_(float("nan"))
+            world.teacher_hidden[i].fill_(float("nan"))
     value, metrics, gradients = step(world, build(), scorer, CUTS[1], mode=mode)
     assert value == 0
     assert all((gradient == 0).all() for gradient in gradients)
@@ -350,19 +350,22 @@ def test_fully_masked_batch_is_a_zero_with_a_graph(world, name, mode):
     ],
     ids=str,
 )
-def test_damaged_rows_are_left_out_and_counted(world, damage):
-    row, at = world.rows[3], len(world.rows[3]["prompts"]) - 1 + 2  # the row of response token 2, which counts
+def test_damaged_positions_are_left_out_and_counted(world, damage):
+    sample, at = (
+        world.samples[3],
+        len(world.samples[3]["prompts"]) - 1 + 2,
+    )  # the position of response token 2, which counts
     expected, metrics, gradients = step(world, LOSSES["top-k"][1](), "server")
     for name, value in damage.items():
-        row[name] = row[name].clone()
-        row[name][at] = value
+        sample[name] = sample[name].clone()
+        sample[name][at] = value
     loss = LOSSES["top-k"][1]()
     recorded = []
     found, damaged_metrics, damaged = step(world, loss, "server", CUTS[1], recorded=recorded)
     num_tokens = sum(map(sum, COUNTED))
     assert metrics["trd/unusable_positions_frac"].aggregate() == 0
     assert damaged_metrics["trd/unusable_positions_frac"].aggregate() == pytest.approx(1 / num_tokens)
-    # The other rows weigh what they did.
+    # The other positions weigh what they did.
     assert (damaged[4][2] == 0).all()
     for ours, theirs in zip(damaged[1:4], gradients[1:4], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-8)
@@ -372,16 +375,20 @@ def test_damaged_rows_are_left_out_and_counted(world, damage):
 
 def test_damage_where_nothing_counts_is_nobodys_business(world):
     expected = step(world, LOSSES["top-k"][1](), "server")
-    row = world.rows[0]
-    row["teacher_logprobs"][len(row["prompts"])] = float("nan")  # response token 1 is masked
+    sample = world.samples[0]
+    sample["teacher_logprobs"][len(sample["prompts"])] = float("nan")  # response token 1 is masked
     assert_same(step(world, LOSSES["top-k"][1](), "server"), expected)
 
 
-def test_divergence_and_task_reward_on_rows_of_their_own(world):
-    # Rows 0 and 1 are y_r, rows 2 and 3 the y_o beside them.
-    for i, row in enumerate(world.rows):
-        other = torch.zeros_like(row["response_mask"])
-        world.rows[i] = {**row, POLICY: row[POLICY] if i > 1 else other, DISTILL: other if i > 1 else row[DISTILL]}
+def test_divergence_and_task_reward_on_samples_of_their_own(world):
+    # Samples 0 and 1 are y_r, samples 2 and 3 the y_o beside them.
+    for i, sample in enumerate(world.samples):
+        other = torch.zeros_like(sample["response_mask"])
+        world.samples[i] = {
+            **sample,
+            POLICY: sample[POLICY] if i > 1 else other,
+            DISTILL: other if i > 1 else sample[DISTILL],
+        }
     both = loss_of(FULL, policy={"coef": 0.7})
     recorded = []
     value, metrics, gradients = step(world, both, "engine", CUTS[0], recorded=recorded)
@@ -389,7 +396,7 @@ def test_divergence_and_task_reward_on_rows_of_their_own(world):
     assert value == pytest.approx(sum(part[0] for part in parts), rel=1e-6)
     for whole, first, second in zip(gradients, *(part[2] for part in parts), strict=True):
         torch.testing.assert_close(first + second, whole, rtol=1e-6, atol=1e-8)
-    advantages = torch.cat([row["advantages"][row[POLICY].bool()] for row in world.rows])
+    advantages = torch.cat([sample["advantages"][sample[POLICY].bool()] for sample in world.samples])
     assert metrics["trd/policy_loss"].aggregate() == pytest.approx(-advantages.mean().item(), rel=1e-5)
     assert len(advantages) == 6
     assert sum(map(len, recorded)) == 4  # quantiles are of the divergence, over the samples of y_r
@@ -397,15 +404,15 @@ def test_divergence_and_task_reward_on_rows_of_their_own(world):
 
 def test_ratio_to_the_policy_that_sampled(world):
     generator = torch.Generator().manual_seed(5)
-    for row in world.rows:
-        row["old_log_probs"] = -2 - torch.rand(len(row["responses"]), generator=generator).double()
+    for sample in world.samples:
+        sample["old_log_probs"] = -2 - torch.rand(len(sample["responses"]), generator=generator).double()
     value, _, _ = step(world, loss_of(policy={"clip_low": 0.2, "clip_high": 0.3}), "none", CUTS[2])
     total = 0.0
-    for hidden, row in zip(world.hidden, world.rows, strict=True):
-        new = (hidden @ world.weight.T).log_softmax(-1).gather(-1, row["responses"].unsqueeze(-1)).squeeze(-1)
-        ratio, advantage = (new - row["old_log_probs"]).exp(), row["advantages"]
+    for hidden, sample in zip(world.hidden, world.samples, strict=True):
+        new = (hidden @ world.weight.T).log_softmax(-1).gather(-1, sample["responses"].unsqueeze(-1)).squeeze(-1)
+        ratio, advantage = (new - sample["old_log_probs"]).exp(), sample["advantages"]
         each = torch.maximum(-ratio * advantage, -ratio.clamp(0.8, 1.3) * advantage)
-        total += (each * row[POLICY]).sum().item()
+        total += (each * sample[POLICY]).sum().item()
     assert value == pytest.approx(total / sum(map(sum, COUNTED)), rel=1e-6)
 
 
@@ -435,13 +442,13 @@ def test_ends_of_turn_trade_places_in_the_teachers_distribution(world):
 def squared(world, pairs, maps=None):
     """Mean over counted tokens and layer pairs of the squared distance, divided by d without maps."""
     num_tokens, total = sum(map(sum, COUNTED)), 0.0
-    for i, row in enumerate(world.rows):
+    for i, sample in enumerate(world.samples):
         for index, (ours, theirs) in enumerate(pairs):
             a, b = world.layers[i][ours], world.teacher_layers[i][theirs]
             if maps is not None:
                 a, b = a @ maps[index].student.T, (b - maps[index].teacher_mean) @ maps[index].teacher.T
             distance = (a - b).square().sum(-1) / (1 if maps is not None else D_STUDENT)
-            total += (distance * row[HIDDEN]).sum().item() / num_tokens / len(pairs)
+            total += (distance * sample[HIDDEN]).sum().item() / num_tokens / len(pairs)
     return total
 
 
@@ -472,14 +479,14 @@ def test_layers_that_are_compared(world):
 def test_bfloat16_states_give_a_float32_loss(world):
     narrow = replace(
         world,
-        hidden=[rows.detach().bfloat16().requires_grad_() for rows in world.hidden],
+        hidden=[states.detach().bfloat16().requires_grad_() for states in world.hidden],
         weight=world.weight.detach().bfloat16().requires_grad_(),
     )
     data = micro_batch(narrow, [0, 1, 2, 3])
     value, _ = trd_loss(config_of(), None, states_of(narrow, [0, 1, 2, 3], "server"), data, loss=loss_of(TOP))
     exact = replace(
         world,
-        hidden=[rows.detach().double().requires_grad_() for rows in narrow.hidden],
+        hidden=[states.detach().double().requires_grad_() for states in narrow.hidden],
         weight=narrow.weight.detach().double().requires_grad_(),
     )
     assert value.dtype == torch.float32
@@ -492,5 +499,5 @@ def test_verl_knows_the_loss_as_one_on_the_teachers_top_k():
 
 
 def test_flat_reads_jagged_and_dense_fields_alike():
-    rows = torch.arange(12).view(2, 3, 2)
-    assert flat(rows).tolist() == flat(torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)).tolist()
+    values = torch.arange(12).view(2, 3, 2)
+    assert flat(values).tolist() == flat(torch.nested.as_nested_tensor(list(values), layout=torch.jagged)).tolist()

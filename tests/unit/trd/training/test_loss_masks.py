@@ -27,9 +27,9 @@ def configs():
         return {method: build(method) for method in ("trd_opd", "trd_grpo", "oprd")}
 
 
-def batch_of(rows, is_policy=None, layout=torch.jagged):
+def batch_of(samples, is_policy=None, layout=torch.jagged):
     """A batch as far as masks need it; the responses' ids are their masks, shifted by 10."""
-    masks = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    masks = [torch.tensor(sample, dtype=torch.int64) for sample in samples]
     columns = {"response_mask": masks, "responses": [mask + 10 for mask in masks]}
     data = tu.get_tensordict(
         {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in columns.items()}
@@ -40,17 +40,17 @@ def batch_of(rows, is_policy=None, layout=torch.jagged):
     return data
 
 
-def masks_of(trd, rows=RESPONSES, is_policy=None, **options):
-    data = batch_of(rows, is_policy, **options)
+def masks_of(trd, samples=RESPONSES, is_policy=None, **options):
+    data = batch_of(samples, is_policy, **options)
     add_masks(data, trd)
     for name in MASKS:
         assert data[name].dtype == torch.int64
         assert data[name].offsets().tolist() == data["responses"].offsets().tolist()
-    return {name: [row.tolist() for row in data[name].unbind()] for name in MASKS}
+    return {name: [sample.tolist() for sample in data[name].unbind()] for name in MASKS}
 
 
-def nothing(rows=RESPONSES):
-    return [[0] * len(row) for row in rows]
+def nothing(samples=RESPONSES):
+    return [[0] * len(sample) for sample in samples]
 
 
 def test_all_counted_tokens_and_no_task_reward(configs):
@@ -75,11 +75,11 @@ def test_positions_count_what_counts(configs, positions, expected):
 
 
 def test_oprd_takes_the_last_tokens_of_long_responses(configs):
-    got = masks_of(configs["oprd"], rows=[[1] * 2003, [1] * 5])
+    got = masks_of(configs["oprd"], samples=[[1] * 2003, [1] * 5])
     assert got[HIDDEN] == [[0] * 3 + [1] * 2000, [1] * 5]
 
 
-def test_task_reward_beside_a_divergence_on_the_same_rows(configs):
+def test_task_reward_beside_a_divergence_on_the_same_samples(configs):
     trd = configs["oprd"]
     both = replace(trd, objective=replace(trd.objective, task_reward_coef=0.5, positions="first", num_positions=1))
     assert not both.trains_both
@@ -89,7 +89,7 @@ def test_task_reward_beside_a_divergence_on_the_same_rows(configs):
 
 
 @pytest.mark.parametrize("layout", [torch.jagged, None], ids=["as TransferQueue hands it out", "dense"])
-def test_rows_of_y_r_and_of_y_o(configs, layout):
+def test_samples_of_y_r_and_of_y_o(configs, layout):
     got = masks_of(configs["trd_grpo"], is_policy=[0, 1, 1, 0], layout=layout)
     expected = [RESPONSES[0], [0], [0, 0, 0], RESPONSES[3]]
     assert got[DISTILL] == got[HIDDEN] == expected
@@ -99,9 +99,9 @@ def test_rows_of_y_r_and_of_y_o(configs, layout):
 def test_masks_of_a_dense_batch(configs):
     data = tu.get_tensordict({"response_mask": torch.tensor([[1, 0], [1, 1]]), "responses": torch.ones(2, 2)})
     add_masks(data, configs["trd_opd"])
-    assert [row.tolist() for row in data[DISTILL].unbind()] == [[1, 0], [1, 1]]
+    assert [sample.tolist() for sample in data[DISTILL].unbind()] == [[1, 0], [1, 1]]
 
 
 def test_masks_of_a_fully_masked_batch(configs):
-    rows = [[0, 0], [0]]
-    assert masks_of(configs["trd_grpo"], rows, is_policy=[0, 1]) == dict.fromkeys(MASKS, rows)
+    samples = [[0, 0], [0]]
+    assert masks_of(configs["trd_grpo"], samples, is_policy=[0, 1]) == dict.fromkeys(MASKS, samples)

@@ -52,20 +52,26 @@ def run(case, *, normalize, dtype=torch.float64):
 
 
 def reference(case, *, normalize):
-    """Eq. 6 and Eq. 14-15 of arXiv 2606.06021, row by row, on the rows that count."""
+    """Eq. 6 and Eq. 14-15 of arXiv 2606.06021, position by position, on those that count."""
     student = [layer.double().clone().requires_grad_() for layer in case["student"]]
     distances, cosines = [], []
-    for index, (ours, theirs) in enumerate(zip(student, case["teacher"], strict=True)):
-        ours, theirs, size = ours, theirs.double(), ours.shape[1]
+    for index, (student_layer, teacher_layer) in enumerate(zip(student, case["teacher"], strict=True)):
+        student_layer, teacher_layer, size = student_layer, teacher_layer.double(), student_layer.shape[1]
         if case["projections"] is not None:
             maps = case["projections"][index]
-            ours, theirs, size = ours @ maps.student.T, (theirs - maps.teacher_mean) @ maps.teacher.T, 1
+            student_layer, teacher_layer, size = (
+                student_layer @ maps.student.T,
+                (teacher_layer - maps.teacher_mean) @ maps.teacher.T,
+                1,
+            )
             # The authors' scripts take the mean over the r entries where vectors are scaled to length 1.
-            size = ours.shape[1] if normalize else 1
-        cosines.append(torch.cosine_similarity(ours, theirs, dim=-1))
+            size = student_layer.shape[1] if normalize else 1
+        cosines.append(torch.cosine_similarity(student_layer, teacher_layer, dim=-1))
         if normalize:
-            ours, theirs = (rows / rows.pow(2).sum(-1, keepdim=True).sqrt() for rows in (ours, theirs))
-        distances.append((ours - theirs).pow(2).sum(-1) / size)
+            student_layer, teacher_layer = (
+                states / states.pow(2).sum(-1, keepdim=True).sqrt() for states in (student_layer, teacher_layer)
+            )
+        distances.append((student_layer - teacher_layer).pow(2).sum(-1) / size)
     distance, cosine = torch.stack(distances).mean(0), torch.stack(cosines).mean(0)
     loss = (case["weights"] * distance).sum()
     loss.backward()
@@ -121,7 +127,7 @@ def test_distance_of_a_model_to_itself_is_zero(make_case, normalize):
 
 
 @EVERY_VARIANT
-def test_rows_without_weight_are_never_touched(make_case, normalize, projected):
+def test_positions_without_weight_are_never_touched(make_case, normalize, projected):
     case = make_case(7, projected=projected)
     skipped = torch.tensor([0, 3, 6])
     case["weights"][skipped] = 0
@@ -139,7 +145,7 @@ def test_rows_without_weight_are_never_touched(make_case, normalize, projected):
 
 @EVERY_VARIANT
 @pytest.mark.parametrize("num_positions", [0, 5])
-def test_no_row_with_weight_gives_zero_with_a_graph(make_case, num_positions, normalize, projected):
+def test_no_position_with_weight_gives_zero_with_a_graph(make_case, num_positions, normalize, projected):
     case = make_case(num_positions, projected=projected)
     case["weights"].zero_()
     got, gradients = run(case, normalize=normalize, dtype=torch.float32)
@@ -148,7 +154,7 @@ def test_no_row_with_weight_gives_zero_with_a_graph(make_case, num_positions, no
 
 
 @EVERY_VARIANT
-def test_rows_may_be_split_in_any_way(make_case, monkeypatch, normalize, projected):
+def test_positions_may_be_split_in_any_way(make_case, monkeypatch, normalize, projected):
     case = make_case(64, projected=projected)
     whole, gradients = run(case, normalize=normalize)
     monkeypatch.setattr(hidden, "CHUNK_POSITIONS", 3)
@@ -156,9 +162,9 @@ def test_rows_may_be_split_in_any_way(make_case, monkeypatch, normalize, project
     torch.testing.assert_close(chunked, whole)
     torch.testing.assert_close(chunked_gradients, gradients)
     parts = []
-    for rows in torch.arange(64).split([1, 0, 40, 23]):
-        part = {name: [layer[rows] for layer in case[name]] for name in ("student", "teacher")}
-        parts.append(run({**case, **part, "weights": case["weights"][rows]}, normalize=normalize))
+    for positions in torch.arange(64).split([1, 0, 40, 23]):
+        part = {name: [layer[positions] for layer in case[name]] for name in ("student", "teacher")}
+        parts.append(run({**case, **part, "weights": case["weights"][positions]}, normalize=normalize))
     torch.testing.assert_close(sum(result["loss"] for result, _ in parts), whole["loss"])
     for index, gradient in enumerate(gradients):
         torch.testing.assert_close(torch.cat([grads[index] for _, grads in parts]), gradient)

@@ -63,8 +63,8 @@ def test_tied_and_frozen_heads():
     logits, target_logits = table[ids].tanh() @ table.T, target.hidden @ target.weight.T
     F.kl_div(logits.log_softmax(-1), target_logits.log_softmax(-1), log_target=True, reduction="batchmean").backward()
     torch.testing.assert_close(tied, table.grad, rtol=1e-5, atol=1e-6)
-    rows = hidden.detach().requires_grad_()
+    states = hidden.detach().requires_grad_()
     linear_divergence(
-        student=Head(hidden=rows, weight=table.detach()), teacher=target, tokens=tokens, objective=objective
+        student=Head(hidden=states, weight=table.detach()), teacher=target, tokens=tokens, objective=objective
     ).loss.backward()
-    assert rows.grad.abs().max() > 0
+    assert states.grad.abs().max() > 0

@@ -73,8 +73,10 @@ def test_value_and_gradient_match_the_equation(world, dtype, tolerance, clip, ha
     torch.testing.assert_close(got.loss.double(), loss.detach(), rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(got.tokens["policy_gradient"].double(), values.detach(), rtol=tolerance, atol=tolerance)
     for name in ("hidden", "weight"):
-        ours, theirs = getattr(student, name).grad, getattr(exact, name).grad
-        torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance * theirs.abs().max().item())
+        found, expected = getattr(student, name).grad, getattr(exact, name).grad
+        torch.testing.assert_close(
+            found.double(), expected, rtol=tolerance, atol=tolerance * expected.abs().max().item()
+        )
 
 
 def test_a_clipped_ratio_has_no_gradient(world):
@@ -93,14 +95,14 @@ def test_gradient_is_that_of_the_advantage_times_the_log_prob(world):
     tokens = dataclasses.replace(tokens, old_log_probs=None)
     term = Term(divergence="policy_gradient", support="sampled")
     got = linear_divergence(student=student, teacher=None, tokens=tokens, objective=Objective(terms=(term,)))
-    ours = torch.autograd.grad(got.loss, student.hidden)[0]
+    found = torch.autograd.grad(got.loss, student.hidden)[0]
     new = (student.hidden @ student.weight.T).log_softmax(-1).gather(-1, tokens.ids.unsqueeze(-1)).squeeze(-1)
-    theirs = torch.autograd.grad(-(tokens.weights * tokens.advantages * new).sum(), student.hidden)[0]
-    torch.testing.assert_close(ours, theirs)
+    expected = torch.autograd.grad(-(tokens.weights * tokens.advantages * new).sum(), student.hidden)[0]
+    torch.testing.assert_close(found, expected)
     torch.testing.assert_close(got.tokens["token_loss"], -tokens.advantages)
 
 
-def test_advantages_of_rows_that_do_not_count_are_never_read(world):
+def test_advantages_of_positions_that_do_not_count_are_never_read(world):
     student, tokens = cast(world, torch.float32)
     weights, advantages = tokens.weights.clone(), tokens.advantages.clone()
     weights[::2], advantages[::2] = 0, float("nan")
@@ -129,7 +131,7 @@ def test_what_a_policy_gradient_needs(world, missing, message):
         )
 
 
-def test_advantages_are_one_for_each_row(world):
+def test_advantages_are_one_for_each_position(world):
     student, tokens = cast(world, torch.float32)
     short = dataclasses.replace(tokens, advantages=tokens.advantages[:-1])
     term = Term(divergence="policy_gradient", support="sampled")

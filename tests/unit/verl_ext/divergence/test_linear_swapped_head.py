@@ -30,7 +30,7 @@ def make(dtype, *, bias=False, soft_cap=None, temperature=1.0):
 
     def head_of(d):
         weight = draw(V, d) * 1.5 / d**0.5
-        weight[list(SWAPPED)] *= 3  # among the likeliest tokens of many rows
+        weight[list(SWAPPED)] *= 3  # among the likeliest tokens of many positions
         return Head(
             hidden=draw(N, d),
             weight=weight,

@@ -90,7 +90,7 @@ def samples():
     def ids(num):
         return torch.randint(VOCAB, (num,), generator=generator)
 
-    rows = []
+    batch = []
     for index, (num_prompt, num_response, num_teacher) in enumerate(LENGTHS):
         prompt, response, context = ids(num_prompt), ids(num_response), ids(num_teacher)
         mask = torch.ones(num_response, dtype=torch.int64)
@@ -105,7 +105,7 @@ def samples():
             num_response=num_response,
             top_k=TOP_K,
         )
-        rows.append(
+        batch.append(
             {
                 "prompts": prompt,
                 "responses": response,
@@ -119,11 +119,11 @@ def samples():
                 "advantages": torch.randn(num_response, generator=generator),
             }
         )
-    return rows
+    return batch
 
 
-def batch_of(rows, trd, **settings):
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
+def batch_of(batch, trd, **settings):
+    columns = {name: [sample[name] for sample in batch] for name in batch[0]}
     data = tu.get_tensordict(
         {name: torch.nested.as_nested_tensor(values, layout=torch.jagged) for name, values in columns.items()}
     )
@@ -161,16 +161,16 @@ def build_student(path, packed, num_shards=1, lora_rank=0):
     return engine
 
 
-def step(engine, teacher, settings, rows, trd, batching, mode):
+def step(engine, teacher, settings, batch, trd, batching, mode):
     """Loss over the global batch, metrics of this rank, and the whole gradient."""
     settings = dict(settings)
     if settings.pop("same_context", False):
-        rows = [{**row, "teacher_input_ids": row["input_ids"]} for row in rows]
+        batch = [{**sample, "teacher_input_ids": sample["input_ids"]} for sample in batch]
     config = FSDPActorConfig(strategy="fsdp2", rollout_n=1, ppo_micro_batch_size_per_gpu=1, loss_agg_mode=mode)
     loss, recorded = Loss(**{**SETTINGS, **settings}), []
     engine.teacher, engine.with_layers = teacher, loss.hidden_coef > 0
     engine.with_head = loss.divergence is not None
-    data = batch_of(rows, trd, use_remove_padding=engine.use_remove_padding, **batching)
+    data = batch_of(batch, trd, use_remove_padding=engine.use_remove_padding, **batching)
     with engine.train_mode():
         engine.optimizer_zero_grad()
         output = engine.forward_backward_batch(
@@ -291,8 +291,8 @@ def weights(module):
 
 @torch.no_grad()
 def copy_weights(source, target):
-    for theirs, ours in zip(source.parameters(), target.parameters(), strict=True):
-        ours.to_local().copy_(theirs.to_local())
+    for from_parameter, to_parameter in zip(source.parameters(), target.parameters(), strict=True):
+        to_parameter.to_local().copy_(from_parameter.to_local())
 
 
 def trd_config(settings):

@@ -131,7 +131,7 @@ def test_gradients_are_those_of_the_plain_forward_pass(name):
 
 @EVERY_MODEL
 def test_linear_divergence_understands_the_head(name):
-    # Cross-entropy of chosen rows, formed inside the head's forward pass, against plain autograd over all logits.
+    # Cross-entropy at chosen positions, formed inside the head's forward pass, against plain autograd over all logits.
     model = build(name)
     expose_hidden_states(model)
     labels = torch.randint(V, (4,), generator=torch.Generator().manual_seed(3))

@@ -137,9 +137,9 @@ def test_a_model_does_not_diverge_from_itself(results):
 @pytest.mark.parametrize("num_processes", [1, 2])
 @pytest.mark.parametrize("weights", ["live", "ema", "lora"])
 def test_the_students_own_module_teaches_as_a_second_one_would(results, weights, num_processes):
-    ours, theirs = results[num_processes][weights, "self"], results[num_processes][weights, "engine"]
-    assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
-    assert distance(ours["gradient"], theirs["gradient"]) < 1e-5
+    from_self, from_engine = results[num_processes][weights, "self"], results[num_processes][weights, "engine"]
+    assert from_self["loss"] == pytest.approx(from_engine["loss"], rel=1e-5)
+    assert distance(from_self["gradient"], from_engine["gradient"]) < 1e-5
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
@@ -174,20 +174,20 @@ def expected_losses(models, steps, method):
     )
     shared = slice(0, 96)
     total = torch.zeros((), dtype=torch.float64)
-    for row in steps.samples():
-        num_prompt, num_response = len(row["prompts"]), len(row["responses"])
-        mask = row["response_mask"].double()
+    for sample in steps.samples():
+        num_prompt, num_response = len(sample["prompts"]), len(sample["responses"])
+        mask = sample["response_mask"].double()
         last = mask * (mask.cumsum(0) > mask.sum() - 3)
-        logits, layers = states(student, row["input_ids"])
+        logits, layers = states(student, sample["input_ids"])
         log_s = logits[num_prompt - 1 : -1].log_softmax(-1)
         with torch.no_grad():
-            num_context = len(row["teacher_input_ids"]) - num_response
-            log_t = states(teacher, row["teacher_input_ids"])[0][num_context - 1 : -1, shared].log_softmax(-1)
-            twin_layers = states(twin, row["teacher_input_ids"])[1]
+            num_context = len(sample["teacher_input_ids"]) - num_response
+            log_t = states(teacher, sample["teacher_input_ids"])[0][num_context - 1 : -1, shared].log_softmax(-1)
+            twin_layers = states(twin, sample["teacher_input_ids"])[1]
         if method == "forward_kl":
             total = total + (mask * (log_t.exp() * (log_t - log_s)).sum(-1)).sum() / NUM_TOKENS
         elif method == "eopd":
-            sampled = row["responses"].unsqueeze(-1)
+            sampled = sample["responses"].unsqueeze(-1)
             advantage = (log_t - log_s).gather(-1, sampled).squeeze(-1).detach()
             ratio = (log_s - log_s.detach()).gather(-1, sampled).squeeze(-1).exp()
             best = log_t.topk(steps.TOP_K, -1)
@@ -196,17 +196,17 @@ def expected_losses(models, steps, method):
             gate = (-(log_t.exp() * log_t).sum(-1) > 2.9).double()
             total = total + (mask * (-ratio * advantage + gate * forward)).sum() / NUM_TOKENS
         elif method == "hidden":
-            for ours, theirs in zip(layers, twin_layers, strict=True):
-                squared = (ours[num_prompt:] - theirs[num_context:]).square().mean(-1)
+            for student_layer, teacher_layer in zip(layers, twin_layers, strict=True):
+                squared = (student_layer[num_prompt:] - teacher_layer[num_context:]).square().mean(-1)
                 total = total + 2.0 * (last * squared).sum() / NUM_LAST / len(layers)
         else:
-            top, rows = row["teacher_logprobs"].double(), slice(num_prompt - 1, num_prompt + num_response - 1)
-            known, ids = top[rows].exp(), row["teacher_ids"][rows].long()
+            top, positions = sample["teacher_logprobs"].double(), slice(num_prompt - 1, num_prompt + num_response - 1)
+            known, ids = top[positions].exp(), sample["teacher_ids"][positions].long()
             rest_t, rest_s = 1 - known.sum(-1), 1 - log_s.exp().gather(-1, ids).sum(-1)
-            bucket = (known * (top[rows] - log_s.gather(-1, ids))).sum(-1) + rest_t * (rest_t / rest_s).log()
-            policy = -log_s.gather(-1, row["responses"].unsqueeze(-1)).squeeze(-1) * row["advantages"].double()
+            bucket = (known * (top[positions] - log_s.gather(-1, ids))).sum(-1) + rest_t * (rest_t / rest_s).log()
+            policy = -log_s.gather(-1, sample["responses"].unsqueeze(-1)).squeeze(-1) * sample["advantages"].double()
             # At a ratio of 1 the policy loss is -A, and its gradient that of -A log p.
-            value = -row["advantages"].double() + policy - policy.detach()
+            value = -sample["advantages"].double() + policy - policy.detach()
             total = total + (mask * (bucket + (value if method == "policy" else 0))).sum() / NUM_TOKENS
     total.backward()
     return total.item(), {

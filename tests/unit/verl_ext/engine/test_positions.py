@@ -27,7 +27,7 @@ def by_hand(sequences, responses, *, shift, width=None):
     return positions
 
 
-def rows_of(sequences, responses, **arguments):
+def positions_of(sequences, responses, **arguments):
     return response_positions(
         sequence_lengths=torch.tensor(sequences, dtype=torch.int64),
         response_lengths=torch.tensor(responses, dtype=torch.int64),
@@ -38,9 +38,9 @@ def rows_of(sequences, responses, **arguments):
 @EVERY_SHAPE
 @SHIFT
 def test_packed(sequences, responses, shift):
-    rows = rows_of(sequences, responses, shift=shift)
-    assert rows.position.tolist() == by_hand(sequences, responses, shift=shift)
-    assert rows.token.tolist() == list(range(sum(responses)))
+    positions = positions_of(sequences, responses, shift=shift)
+    assert positions.position.tolist() == by_hand(sequences, responses, shift=shift)
+    assert positions.token.tolist() == list(range(sum(responses)))
 
 
 @EVERY_SHAPE
@@ -48,9 +48,9 @@ def test_packed(sequences, responses, shift):
 @pytest.mark.parametrize("spare", [0, 3])
 def test_padded(sequences, responses, shift, spare):
     width = max(sequences, default=0) + spare
-    rows = rows_of(sequences, responses, shift=shift, width=width)
-    assert rows.position.tolist() == by_hand(sequences, responses, shift=shift, width=width)
-    assert rows.token.tolist() == list(range(sum(responses)))
+    positions = positions_of(sequences, responses, shift=shift, width=width)
+    assert positions.position.tolist() == by_hand(sequences, responses, shift=shift, width=width)
+    assert positions.token.tolist() == list(range(sum(responses)))
 
 
 @EVERY_SHAPE
@@ -59,27 +59,28 @@ def test_padded(sequences, responses, shift, spare):
 def test_shards_partition_all_tokens(sequences, responses, shift, num_shards):
     size = -(-sum(sequences) // num_shards)
     shards = [
-        rows_of(sequences, responses, shift=shift, shard=shard, num_shards=num_shards) for shard in range(num_shards)
+        positions_of(sequences, responses, shift=shift, shard=shard, num_shards=num_shards)
+        for shard in range(num_shards)
     ]
-    assert [token for rows in shards for token in rows.token.tolist()] == list(range(sum(responses)))
-    everywhere = [shard * size + at for shard, rows in enumerate(shards) for at in rows.position.tolist()]
+    assert [token for positions in shards for token in positions.token.tolist()] == list(range(sum(responses)))
+    everywhere = [shard * size + at for shard, positions in enumerate(shards) for at in positions.position.tolist()]
     assert everywhere == by_hand(sequences, responses, shift=shift)
-    assert all(0 <= at < size for rows in shards for at in rows.position.tolist())
+    assert all(0 <= at < size for positions in shards for at in positions.position.tolist())
 
 
-def test_a_row_and_the_token_it_predicts_may_lie_in_different_shards():
+def test_a_position_and_the_token_it_predicts_may_lie_in_different_shards():
     before, at = (
-        [rows_of([8], [4], shift=shift, shard=shard, num_shards=2).token.tolist() for shard in range(2)]
+        [positions_of([8], [4], shift=shift, shard=shard, num_shards=2).token.tolist() for shard in range(2)]
         for shift in (-1, 0)
     )
     assert before == [[0], [1, 2, 3]]
     assert at == [[], [0, 1, 2, 3]]
 
 
-def test_rows_find_what_lies_there():
+def test_positions_find_what_lies_there():
     # Hidden states that say whose token of which sequence they are.
     sequences, responses = SHAPES["ragged"]
-    packed = [(row, i) for row, num in enumerate(sequences) for i in range(num)]
-    rows = rows_of(sequences, responses, shift=0)
-    expected = [(row, i) for row, num in enumerate(sequences) for i in range(num - responses[row], num)]
-    assert [packed[at] for at in rows.position.tolist()] == expected
+    packed = [(sample, i) for sample, num in enumerate(sequences) for i in range(num)]
+    positions = positions_of(sequences, responses, shift=0)
+    expected = [(sample, i) for sample, num in enumerate(sequences) for i in range(num - responses[sample], num)]
+    assert [packed[at] for at in positions.position.tolist()] == expected
