@@ -1,4 +1,4 @@
-"""The example of docs/extending.md, run as it is printed."""
+"""The examples of docs/extending.md, run as they are printed."""
 
 import re
 from pathlib import Path
@@ -10,6 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from verl.utils.config import omega_conf_to_dataclass
 
+from recipe.trd.config import contexts
 from verl_ext import divergence
 from verl_ext.divergence import pointwise
 
@@ -38,17 +39,21 @@ def test_the_function_passes_its_test():
     names["test_total_variation"]()
 
 
-@pytest.mark.usefixtures("registered")
-def test_the_method_is_a_configuration(tmp_path):
-    language, text = BLOCKS[3]
+def composed(block, folder):
+    """The configuration with a method that is a block of the page."""
+    language, text = block
     assert language == "yaml"
     name = yaml.safe_load(text)["trd"]["method"]
-    folder = tmp_path / "method"
-    folder.mkdir()
-    (folder / f"{name}.yaml").write_text(text)
+    (folder / "method").mkdir()
+    (folder / "method" / f"{name}.yaml").write_text(text)
     with initialize_config_dir(str(ROOT / "configs"), version_base=None):
-        paths = f"hydra.searchpath=[pkg://verl.trainer.config,file://{tmp_path}]"
-        config = compose("trd_trainer", overrides=[paths, f"method={name}"])
+        paths = f"hydra.searchpath=[pkg://verl.trainer.config,file://{folder}]"
+        return compose("trd_trainer", overrides=[paths, f"method={name}"])
+
+
+@pytest.mark.usefixtures("registered")
+def test_the_method_is_a_configuration(tmp_path):
+    config = composed(BLOCKS[3], tmp_path)
     trd = omega_conf_to_dataclass(config.trd)
     assert trd.objective.distributions().terms[0].divergence == "total_variation"
     trd = omega_conf_to_dataclass(
@@ -61,3 +66,13 @@ def test_the_method_is_a_configuration(tmp_path):
 
 def test_the_page_names_no_divergence_that_exists():
     assert "total_variation" not in pointwise.DIVERGENCES
+
+
+def test_a_context_is_one_entry(tmp_path, monkeypatch):
+    (entry, test), method = BLOCKS[4:6], BLOCKS[6]
+    monkeypatch.setitem(contexts.CONTEXTS, "graded", None)
+    exec(entry[1], vars(contexts).copy())
+    plan = omega_conf_to_dataclass(composed(method, tmp_path).trd).teacher_plan
+    names = {"plan_of": lambda name: plan}
+    exec(test[1], names)
+    names["test_graded"]()
