@@ -1,7 +1,7 @@
 """Draw the figures of the documentation from benchmarks/results: `python benchmarks/figures.py`.
 
-Each figure is written twice, for light and for dark pages: docs/figures/<name>_light.svg and <name>_dark.svg. The numbers
-are those that the commands in the data's last column print; nothing is run here.
+Each figure is written twice, for light and for dark pages: docs/figures/<name>_light.svg and <name>_dark.svg. The
+numbers are those that the commands in the data's last column print; nothing is run here.
 """
 
 from pathlib import Path
