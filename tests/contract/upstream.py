@@ -184,7 +184,7 @@ SYMBOLS = {
         Symbol("verl.trainer.ppo.utils.need_critic(config)", "verl's own checks"),
         Symbol("verl.trainer.ppo.utils.need_reference_policy(config)", "verl's own checks"),
         Symbol("verl.utils.config.validate_config(config, use_reference_policy, use_critic)", "verl's own checks"),
-        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with _target_"),
+        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with `_target_`"),
     ),
     "recipe/trd/preflight/reward_call.py": (
         Symbol("verl.trainer.ppo.reward.get_custom_reward_fn(config)", "the reward function that a run would call"),
@@ -195,7 +195,7 @@ SYMBOLS = {
     ),
     "recipe/trd/preflight/surroundings.py": (Symbol("verl.utils.tracking.Tracking", "names of its loggers"),),
     "recipe/trd/training/agent_loop.py": (
-        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with _target_"),
+        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with `_target_`"),
         Symbol(f"{_AGENT_WORKER}._compute_score(outputs, kwargs)", "grades y_o while it is rewritten"),
         Symbol(
             f"{_OUTPUT}(prompt_ids, response_ids, response_mask, reward_score, num_turns, metrics, extra_fields)",
@@ -225,7 +225,7 @@ SYMBOLS = {
         Symbol("vllm.inputs.TokensPrompt(prompt_token_ids)", "prompts as token ids"),
     ),
     "recipe/trd/plan/memory.py": (
-        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with _target_"),
+        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with `_target_`"),
     ),
     "recipe/trd/rewards/code_grading.py": (
         Symbol(
@@ -261,7 +261,7 @@ SYMBOLS = {
         Symbol("verl.workers.engine_workers.TrainingWorker.set_loss_fn(loss_fn)", "passes our loss to the engine"),
         Symbol("verl.utils.tensordict_utils.assign_non_tensor(tensor_dict, kwargs)", "sets the temperature of a batch"),
         Symbol("verl.utils.tensordict_utils.get(tensordict, key)", "the metrics of an update"),
-        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with _target_"),
+        Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with `_target_`"),
         Symbol("verl.utils.device.get_device_id()", "where the bridge's weights lie"),
         Symbol(f"{_DECORATOR}.register(dispatch_mode)", "callable from the trainer"),
         Symbol(f"{_DECORATOR}.make_nd_compute_dataproto_dispatch_fn(mesh_name)", "splits a batch"),
