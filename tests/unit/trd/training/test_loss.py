@@ -20,7 +20,6 @@ from recipe.trd.training import loss
 from recipe.trd.training.loss import DISTILL, HIDDEN, MASKS, POLICY, Loss, trd_loss
 from verl_ext.divergence import Head, Objective, Projection, Term
 from verl_ext.engine.observe import ResponseStates
-from verl_ext.engine.positions import flat
 
 V, D_STUDENT, D_TEACHER, NUM_LAYERS, TOP_K = 13, 6, 8, 3, 4
 LENGTHS = ((3, 4), (1, 1), (5, 2), (2, 6))
@@ -496,8 +495,3 @@ def test_bfloat16_states_give_a_float32_loss(world):
 def test_verl_knows_the_loss_as_one_on_the_teachers_top_k():
     assert get_distillation_loss_fn(loss.LOSS_NAME) is trd_loss
     assert get_distillation_loss_settings(loss.LOSS_NAME).use_topk
-
-
-def test_flat_reads_jagged_and_dense_fields_alike():
-    values = torch.arange(12).view(2, 3, 2)
-    assert flat(values).tolist() == flat(torch.nested.as_nested_tensor(list(values), layout=torch.jagged)).tolist()

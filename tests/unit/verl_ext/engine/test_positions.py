@@ -1,9 +1,9 @@
-"""Rows of response tokens in packed, padded and sliced hidden states, against loops."""
+"""Positions of response tokens in packed, padded and sliced hidden states, against loops."""
 
 import pytest
 import torch
 
-from verl_ext.engine.positions import response_positions
+from verl_ext.engine.positions import flat, response_positions
 
 SHAPES = {
     "one": ([7], [4]),
@@ -84,3 +84,8 @@ def test_positions_find_what_lies_there():
     positions = positions_of(sequences, responses, shift=0)
     expected = [(sample, i) for sample, num in enumerate(sequences) for i in range(num - responses[sample], num)]
     assert [packed[at] for at in positions.position.tolist()] == expected
+
+
+def test_flat_reads_jagged_and_dense_fields_alike():
+    values = torch.arange(12).view(2, 3, 2)
+    assert flat(values).tolist() == flat(torch.nested.as_nested_tensor(list(values), layout=torch.jagged)).tolist()
