@@ -34,6 +34,14 @@ else
     CLUSTER=(cluster=gpu)
 fi
 
+# Only methods that rewrite read these; others would refuse them.
+case $METHOD in
+    trd_* | sft_*)
+        REWRITE=(trd.rewrite.temperature="$TEMPERATURE" trd.rewrite.top_p="$TOP_P" trd.rewrite.top_k="$TOP_K")
+        ;;
+    *) REWRITE=() ;;
+esac
+
 launch \
     method="$METHOD" model="$MODEL" data="$DATA" "${CLUSTER[@]}" \
     data.train_batch_size="$TRAIN_BATCH_SIZE" \
@@ -53,9 +61,7 @@ launch \
     actor_rollout_ref.rollout.top_k="$TOP_K" \
     actor_rollout_ref.rollout.seed="$SEED" \
     actor_rollout_ref.rollout.gpu_memory_utilization="$GPU_MEMORY_UTILIZATION" \
-    trd.rewrite.temperature="$TEMPERATURE" \
-    trd.rewrite.top_p="$TOP_P" \
-    trd.rewrite.top_k="$TOP_K" \
+    "${REWRITE[@]}" \
     trainer.total_training_steps="$TOTAL_STEPS" \
     trainer.test_freq="$TEST_FREQ" \
     trainer.save_freq="$SAVE_FREQ" \
