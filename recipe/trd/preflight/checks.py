@@ -1,6 +1,8 @@
 """Everything about a run that can be known to be wrong before a process is started. One clear line for each."""
 
+import difflib
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,12 +37,23 @@ from verl_ext import plugin
 
 
 @contextmanager
-def _plain_errors() -> Iterator[None]:
+def _plain_errors(config: DictConfig) -> Iterator[None]:
     """What a dataclass refuses is the error, not Hydra's report of it."""
     try:
         yield
     except InstantiationException as error:
-        raise ValueError(str(error.__cause__ or error)) from error
+        raise ValueError(_unknown_key(config, str(error)) or str(error.__cause__ or error)) from error
+
+
+def _unknown_key(config: DictConfig, report: str) -> str | None:
+    """A line about a key that the node does not have, where that is what Hydra reports."""
+    name = re.search(r"unexpected keyword argument '(\w+)'", report)
+    node = re.search(r"full_key: ([\w.]+)", report)
+    if name is None or node is None:
+        return None
+    known = [str(key) for key in OmegaConf.select(config, node[1]) if str(key) not in (name[1], "_target_")]
+    nearest = difflib.get_close_matches(name[1], known, n=1) or known
+    return f"{node[1]}.{name[1]} is no key; {node[1]} has {', '.join(nearest)}: leave it out, or mend its name"
 
 
 @dataclass
@@ -74,7 +87,8 @@ def _verls_own(setup: Setup) -> None:
 
     validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     if config.distillation.enabled:
-        omega_conf_to_dataclass(config.distillation)
+        with _plain_errors(config):
+            omega_conf_to_dataclass(config.distillation)
 
 
 def _objective(setup: Setup) -> None:
@@ -170,7 +184,6 @@ CHECKS: dict[str, Callable[[Setup], None]] = {
 """Every check by the name that `trd.preflight.skip` knows it by, in order."""
 
 
-@_plain_errors()
 def read(config: DictConfig) -> Setup:
     """The configuration as dataclasses, where it is complete and means something.
 
@@ -182,7 +195,8 @@ def read(config: DictConfig) -> Setup:
         # Before the dataclasses, whose messages would name keys that only follow these.
         values.check(config)
     _fill_in_self_teacher(config)
-    trd = omega_conf_to_dataclass(config.trd)
+    with _plain_errors(config):
+        trd = omega_conf_to_dataclass(config.trd)
     unknown = set(trd.preflight.skip) - set(CHECKS)
     if unknown:
         raise ValueError(
@@ -191,7 +205,6 @@ def read(config: DictConfig) -> Setup:
     return Setup(config, trd)
 
 
-@_plain_errors()
 def check(config: DictConfig) -> TrdConfig:
     """Check configuration, models, tokenizers, data and lengths of a run.
 
@@ -223,6 +236,10 @@ def _check_process(config: DictConfig) -> None:
         raise ValueError(
             f"trainer.device={config.trainer.device} with VERL_PLATFORM={os.environ.get('VERL_PLATFORM', '')!r}: "
             "cluster=cpu needs VERL_PLATFORM=cpu in the environment, and only that"
+        )
+    if OmegaConf.is_missing(config.trd, "method"):
+        raise ValueError(
+            "trd.method is not set: method=_base is what methods share; choose method=trd_opd, for example"
         )
     unset = sorted(str(key) for key in OmegaConf.missing_keys(config) if not str(key).startswith("reward.reward_model"))
     if unset:

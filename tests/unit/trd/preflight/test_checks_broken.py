@@ -320,3 +320,24 @@ def test_main_refuses(tmp_path):
     line = "cannot start: actor_rollout_ref.rollout.n=0 must be a whole number of at least 1"
     assert line in done.stderr
     assert not np.any(["ray" in name.lower() for name in os.listdir(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("node", "name", "nearest"),
+    [
+        ("trd", "trajectorie", "trajectory"),
+        ("trd.objective", "entropy_abov", "entropy_above"),
+        ("trd.rewrite", "foo", ""),
+    ],
+)
+def test_a_key_that_no_node_has(make_config, node, name, nearest):
+    config = make_config()
+    OmegaConf.update(config, f"{node}.{name}", 1, force_add=True)
+    message = refusal(config)
+    assert message.startswith(f"{node}.{name} is no key; {node} has {nearest}")
+
+
+def test_what_methods_share_is_no_method(make_config):
+    config = make_config()
+    config.trd.method = "???"
+    assert "choose method=trd_opd" in refusal(config)
