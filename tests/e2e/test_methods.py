@@ -30,6 +30,8 @@ COMMON = [
     "trainer.logger=[file]",
     "actor_rollout_ref.actor.optim.lr=1e-4",
     "trd.teacher.engine.dtype=fp32",
+    # One list for all methods, in which not all of it acts; one rollout a prompt is enough here.
+    "trd.preflight.skip=[unused_keys,groups]",
 ]
 
 

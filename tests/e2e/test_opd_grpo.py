@@ -13,6 +13,7 @@ SMALL = ["data.train_batch_size=16", "data.val_max_samples=32", "trainer.val_bef
 # Greedy by way of top_k: the same tokens whatever the order in which requests reach the server.
 DETERMINISTIC = [
     "actor_rollout_ref.rollout.n=1",
+    "trd.preflight.skip=[groups]",
     "actor_rollout_ref.rollout.top_k=1",
     # verl's default reports the distribution after top_k, in which the one token has probability 1.
     "actor_rollout_ref.rollout.logprobs_mode=raw_logprobs",

@@ -85,9 +85,9 @@ def _verls_own(setup: Setup) -> None:
     # Importing the objective registers `loss_mode=trd`, which verl's dataclasses look up.
     from recipe.trd.training import loss  # noqa: F401
 
-    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-    if config.distillation.enabled:
-        with _plain_errors(config):
+    with _plain_errors(config):
+        validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+        if config.distillation.enabled:
             omega_conf_to_dataclass(config.distillation)
 
 

@@ -78,7 +78,8 @@ def check_objective(config: DictConfig, trd: TrdConfig) -> None:
 
 
 def _param_dtype(fsdp: DictConfig) -> str | None:
-    return fsdp.mixed_precision.get("param_dtype") if fsdp.mixed_precision else None
+    dtype: str | None = OmegaConf.select(fsdp, "mixed_precision.param_dtype")
+    return dtype
 
 
 def check_sampling(config: DictConfig, trd: TrdConfig) -> None:
