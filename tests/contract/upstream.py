@@ -277,6 +277,10 @@ SYMBOLS = {
         Symbol("verl.utils.device.get_device_id()", "where a micro-batch goes"),
         Symbol("verl.utils.device.get_device_name()", "autocast"),
     ),
+    "verl_ext/engine/probe.py": (
+        Symbol("verl.utils.device.get_device_id()", "where the probe's tokens go"),
+        Symbol(f"{_FSDP}.disable_adapter()", "the base's log-probs of a LoRA student"),
+    ),
     "verl_ext/engine/observe.py": (
         Symbol(f"{_LM}.prepare_model_inputs(micro_batch)", "packed, padded or sliced inputs of the teacher"),
         Symbol(

@@ -77,6 +77,19 @@ TEXTS = {
         Text(f"{_LM}.prepare_model_inputs", 'output_args["pad_size"]', "padding of sliced sequences"),
         Text(f"{_LM}.prepare_model_inputs", 'micro_batch["temperature"]', "the teacher's is 1"),
     ),
+    "verl_ext/server/topk_server.py": (
+        Text(
+            "verl.workers.rollout.vllm_rollout.utils",
+            "VLLM_LORA_INT_ID = ",
+            "how a request names the student's adapter",
+        ),
+        Text(
+            "verl.workers.rollout.vllm_rollout.utils", "VLLM_LORA_NAME = ", "how a request names the student's adapter"
+        ),
+        Text(
+            "verl.workers.rollout.vllm_rollout.utils", "VLLM_LORA_PATH = ", "how a request names the student's adapter"
+        ),
+    ),
     "verl_ext/server/lora.py": (
         Text("verl.workers.rollout.vllm_rollout.utils", "VLLM_LORA_INT_ID = ", "number of the student's adapter"),
         Text(

@@ -22,6 +22,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl_ext.engine.causal_lm import expose_hidden_states
 from verl_ext.engine.observe import ResponseStates, Then, Wanted, at_responses, observe
 from verl_ext.engine.positions import ResponsePositions, flat, jagged, lengths, response_positions
+from verl_ext.engine.probe import Probe, measure
 
 VENDOR = "verl_ext"
 """Value of VERL_ENGINE_VENDOR under which verl finds these engines."""
@@ -67,12 +68,18 @@ class DistillationEngine(FSDPEngineWithLMHead):
 
     average: "Average | None" = None
     """Moves towards the parameters after every optimiser step."""
+    probe_ids: list[int] | None = None
+    """Tokens whose log-probs are measured after every optimiser step, while the weights are on the device."""
+    probe: Probe | None = None
+    """What was measured last."""
 
     def optimizer_step(self) -> float:
-        """verl's step; the average follows it."""
+        """verl's step; the average and the probe follow it."""
         grad_norm = super().optimizer_step()
         if self.average is not None:
             self.average.update()
+        if self.probe_ids is not None:
+            self.probe = measure(self, self.probe_ids)
         return grad_norm
 
     def _build_module(self) -> torch.nn.Module:

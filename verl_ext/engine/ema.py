@@ -39,7 +39,7 @@ class WeightAverage:
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
         """The module computes with the average inside; its parameters are bit for bit what they were afterwards."""
-        _reshard(self.module)
+        reshard(self.module)
         kept = {}
         with torch.no_grad():
             for name, shard in self._parameters():
@@ -48,7 +48,7 @@ class WeightAverage:
         try:
             yield
         finally:
-            _reshard(self.module)
+            reshard(self.module)
             with torch.no_grad():
                 for name, shard in self._parameters():
                     shard.copy_(kept[name])
@@ -75,7 +75,7 @@ class WeightAverage:
             self.shards[name].copy_(shard)
 
 
-def _reshard(module: nn.Module) -> None:
+def reshard(module: nn.Module) -> None:
     """Free gathered parameters, so that the next pass gathers what the shards hold now; FSDP2 keeps its root's."""
     for part in module.modules():
         if isinstance(part, FSDPModule):

@@ -19,6 +19,7 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 from verl_ext.engine.causal_lm import check_head
 from verl_ext.engine.distillation import FROZEN, VENDOR, DistillationEngine, FrozenEngine
 from verl_ext.engine.ema import WeightAverage
+from verl_ext.engine.probe import Probe
 from verl_ext.engine.self_teacher import SelfTeacher
 from verl_ext.server import lora
 
@@ -84,6 +85,12 @@ class DistillationWorker(ActorRolloutRefWorker):
         average = student.average if averaged else None
         self.teacher = SelfTeacher(student, average=average, without_adapters=without_adapters)
         student.teacher = self.teacher
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def last_probe(self) -> Probe | None:
+        """What was measured after the last optimiser step; each rank has tokens of its own."""
+        probe: Probe | None = self.actor.engine.probe
+        return probe
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)
     def save_checkpoint(

@@ -17,6 +17,7 @@ from uuid import uuid4
 import numpy as np
 import ray
 from verl.workers.rollout.replica import RolloutReplicaRegistry, TokenOutput
+from verl.workers.rollout.vllm_rollout.utils import VLLM_LORA_INT_ID, VLLM_LORA_NAME, VLLM_LORA_PATH
 from verl.workers.rollout.vllm_rollout.vllm_async_server import vLLMHttpServer, vLLMReplica
 from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
@@ -107,6 +108,24 @@ class TopKServer(vLLMHttpServer):
                 "with free_cache_engine=False and enable_sleep_mode=False under actor_rollout_ref.rollout (for a "
                 "teacher, under distillation.teacher_models.teacher_model.inference)"
             )
+
+    async def log_probs(self, token_ids: list[int], *, adapters: bool = True) -> np.ndarray:
+        """Natural log-probs of all tokens but the first, float32 [len - 1]; empty where the request was refused.
+
+        Args:
+            token_ids: at least two.
+            adapters: answer as the student does, with its adapters; else with the base weights.
+        """
+        adapter = None
+        if adapters and self.lora_as_adapter and VLLM_LORA_INT_ID in await self.engine.list_loras():
+            adapter = LoRARequest(lora_name=VLLM_LORA_NAME, lora_int_id=VLLM_LORA_INT_ID, lora_path=VLLM_LORA_PATH)
+        wanted = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
+        output = await self._run(token_ids, wanted, uuid4().hex, adapter)
+        if output is None or output.prompt_logprobs is None:
+            return np.empty(0, np.float32)
+        # Of every position the token that stands there comes first, then the likeliest.
+        values = np.asarray(output.prompt_logprobs.logprobs[output.prompt_logprobs.start_indices[1] :], np.float32)
+        return values.reshape(-1, 2)[:, 0].copy()
 
     def _get_worker_extension_cls(self) -> str:
         if not self.lora_as_adapter:

@@ -50,12 +50,19 @@ class TrdConfig(BaseConfig):
     preflight: PreflightConfig
     poll_interval_s: float
     """How often the trainer asks whether all samples of a step are there, s."""
+    server_gap_warn: float | None
+    """Mean |log p| difference between a server and what it should say from which on a step warns, nats; null: never."""
+    server_gap_stop: float | None
+    """The same for ending the run."""
     health_interval_s: float
     """How often the run asks its servers and workers whether they live, s."""
 
     def __post_init__(self) -> None:
         member(self, "trd", "trajectory", Trajectory)
         require(self.poll_interval_s > 0, "trd.poll_interval_s", self.poll_interval_s, "more than 0")
+        for key in ("server_gap_warn", "server_gap_stop"):
+            value = getattr(self, key)
+            require(value is None or value > 0, f"trd.{key}", value, "more than 0, or null")
         require(self.health_interval_s > 0, "trd.health_interval_s", self.health_interval_s, "more than 0")
         self._check_teacher()
         self._check_thinking()

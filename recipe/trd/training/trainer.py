@@ -1,6 +1,9 @@
 """verl's synchronous trainer with the objective of this recipe; registered with verl as `trd`."""
 
+from collections.abc import Mapping
 from concurrent.futures import Future
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -15,6 +18,7 @@ from recipe.trd.reports import rollout_dump
 from recipe.trd.reports.reporting import Reporting
 from recipe.trd.rewrite import records
 from recipe.trd.training import advantage  # noqa: F401  advantage registers itself
+from recipe.trd.training.server_gap import ServerWatch
 from recipe.trd.training.worker import TrdWorker
 from verl_ext.runtime.console import show
 
@@ -37,6 +41,9 @@ class TrdTrainer(Reporting, PPOTrainerSync):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(TrdWorker)
 
+    _watched: Mapping[str, float] = MappingProxyType({})
+    """What was found when servers and trainer were compared last."""
+
     def on_init_end(self) -> None:
         """Send weights to the servers, and see that every server has some."""
         super().on_init_end()
@@ -46,12 +53,35 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         """The same, after an update."""
         super().on_step_end()
         self._check_servers()
+        self._watched = self._watch_servers()
 
     def _check_servers(self) -> None:
         """A server that lost its weights teaches noise, of which no loss tells."""
         servers = [replica.server_handle for replica in replicas(self)]
         # Those of other engines than vLLM are verl's own and know no such question.
         ray.get([server.check_weights.remote() for server in servers if hasattr(server, "check_weights")])
+
+    def _watch_servers(self) -> dict[str, float]:
+        """Compare servers with the trainer, and the teacher's with its first answer."""
+        probe = self.actor_rollout_wg.last_probe()[0]
+        if probe is None:
+            return {}
+        watch, (students, teachers) = self._watch, (servers_that_score(group) for group in server_groups(self))
+        watch.teacher_ids = watch.teacher_ids or probe.token_ids
+        has_adapters = probe.base_log_probs is not None
+        answers, base_answers, taught = (
+            ray.get([server.log_probs.remote(ids, adapters=adapters) for server in servers])
+            for servers, ids, adapters in (
+                (students, probe.token_ids, True),
+                (students if has_adapters else [], probe.token_ids, False),
+                (teachers, watch.teacher_ids, False),
+            )
+        )
+        return watch.student(probe, answers, base_answers) | watch.teacher(taught)
+
+    @cached_property
+    def _watch(self) -> ServerWatch:
+        return ServerWatch(warn_above=self.config.trd.server_gap_warn, stop_above=self.config.trd.server_gap_stop)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         # The policy that sampled is the current one in the first update of a batch: a whole forward pass saved.
@@ -74,6 +104,7 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         self._records = self._fetch_records(batch)
         self._refuse_a_step_without_teacher()
         metrics.update(records.step_metrics(self._records))
+        metrics.update(self._watched)
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
 
     def _refuse_a_step_without_teacher(self) -> None:
@@ -126,9 +157,19 @@ def replicas(trainer: Any) -> list[Any]:
     Args:
         trainer: verl's, at any moment of its life, or None.
     """
+    return [replica for group in server_groups(trainer) for replica in group]
+
+
+def server_groups(trainer: Any) -> tuple[list[Any], list[Any]]:
+    """Replicas of the student's servers, and of the teacher's."""
     teachers = getattr(getattr(trainer, "teacher_model_manager", None), "teacher_model_managers", {})
-    managers = [getattr(trainer, "llm_server_manager", None), *teachers.values()]
-    return [replica for manager in managers for replica in getattr(manager, "rollout_replicas", [])]
+    student = list(getattr(getattr(trainer, "llm_server_manager", None), "rollout_replicas", []))
+    return student, [replica for manager in teachers.values() for replica in getattr(manager, "rollout_replicas", [])]
+
+
+def servers_that_score(replicas: list[Any]) -> list[Any]:
+    """Handles of those servers that can be asked for log-probs; those of other engines than vLLM are verl's own."""
+    return [replica.server_handle for replica in replicas if hasattr(replica.server_handle, "log_probs")]
 
 
 def _report_dump(written: Future) -> None:

@@ -16,7 +16,11 @@ from recipe.trd.config.schema import TrdConfig
 from recipe.trd.config.teacher_plan import Holder
 from recipe.trd.oprd import bridge
 from recipe.trd.training.loss import MASKS, Loss, add_masks, trd_loss
+from verl_ext.engine.positions import flat, lengths
 from verl_ext.engine.worker import DistillationWorker
+
+PROBE_TOKENS = 64
+"""Tokens of a step whose log-probs are compared with the server's."""
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "max": 1.0}
 
@@ -100,12 +104,18 @@ class TrdWorker(DistillationWorker):
         add_masks(data, self.trd)
         mini_batch_size = (2 if self.trd.trains_both else 1) * data["mini_batch_size"]
         tu.assign_non_tensor(data, temperature=1.0, mini_batch_size=mini_batch_size)
+        self.actor.engine.probe_ids = [int(token) for token in flat(data["input_ids"])[: self._probe_length(data)]]
         with self.teacher_on_device():
             output = super().update_actor(data)
         quantiles = self._quantiles()
         if output is not None:
             tu.get(output, "metrics").update(quantiles)
         return output
+
+    @staticmethod
+    def _probe_length(data: TensorDict) -> int:
+        """Tokens of the first sample, as many as are worth a look."""
+        return min(PROBE_TOKENS, int(lengths(data["input_ids"])[0]))
 
     def _quantiles(self) -> dict[str, float]:
         """Quantiles of the divergence over all counted tokens of the step, on all ranks."""
