@@ -86,7 +86,8 @@ def parse_lines(path: Path, *, errors: str = "strict") -> Iterator[tuple[int, di
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                text = line.decode("utf-8", errors)
+                # A file may begin with a byte-order mark.
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8", errors)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number} is not UTF-8: {error}") from error
             yield number, _object(text)

@@ -3,7 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
+
+import numpy as np
+
+from recipe.trd.rewards.math_reward import number_text
 
 Row = Mapping[str, Any]
 
@@ -65,13 +70,24 @@ def text(row: Row, column: str, what: str) -> str:
         raise UnusableRow(f"empty {what}")
     if not isinstance(value, str):
         raise UnusableRow(f"{what} is not text")
+    if not is_unicode(value):
+        raise UnusableRow(f"{what} has half a surrogate pair")
     return value.strip()
+
+
+def is_unicode(value: str) -> bool:
+    """Whether a text can be written: JSON may hold half a surrogate pair, which is no character."""
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def optional_text(row: Row, column: str | None) -> str | None:
     """Stripped text of a column, or None where it is absent, empty or no text."""
     value = row.get(column) if column else None
-    return value.strip() or None if isinstance(value, str) else None
+    return value.strip() or None if isinstance(value, str) and is_unicode(value) else None
 
 
 def scalar_text(row: Row, column: str, what: str) -> str:
@@ -81,8 +97,10 @@ def scalar_text(row: Row, column: str, what: str) -> str:
         UnusableRow: as for `text`.
     """
     value = row.get(column)
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float | Decimal | np.number):
         return text(row, column, what)
-    if isinstance(value, float) and math.isnan(value):
-        raise UnusableRow(f"empty {what}")
-    return str(int(value)) if float(value).is_integer() else str(value)
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        raise UnusableRow(f"empty {what}" if math.isnan(value) else f"{what} is infinite")
+    return number_text(value.item() if isinstance(value, np.number) else value)

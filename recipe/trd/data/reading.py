@@ -143,7 +143,8 @@ def _json_lines(path: Path) -> Iterator[Any]:
 
 
 def _json(path: Path) -> Iterator[Any]:
-    content = path.read_text(encoding="utf-8")
+    # Editors on Windows put a byte-order mark first.
+    content = path.read_text(encoding="utf-8-sig")
     if not content.lstrip().startswith("["):
         # Some sets call JSON lines `.json`.
         yield from _json_lines(path)
@@ -153,5 +154,5 @@ def _json(path: Path) -> Iterator[Any]:
 
 def _csv(path: Path) -> Iterator[Any]:
     csv.field_size_limit(sys.maxsize)
-    with path.open(encoding="utf-8", newline="") as file:
+    with path.open(encoding="utf-8-sig", newline="") as file:
         yield from csv.DictReader(file)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from recipe.trd.rewards import math_reward
+from recipe.trd.rewards import math_equality
 
 
 def group(preds: Sequence[str]) -> list[int]:
@@ -23,7 +23,7 @@ def is_easy(preds: Sequence[str]) -> bool:
 
 
 def _same(one: str, other: str) -> bool:
-    return int(one) == int(other) if _is_whole(one) and _is_whole(other) else math_reward.is_equal(one, other)
+    return int(one) == int(other) if _is_whole(one) and _is_whole(other) else math_equality.is_equal(one, other)
 
 
 def _is_whole(text: str) -> bool:

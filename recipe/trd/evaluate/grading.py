@@ -11,7 +11,7 @@ from typing import Any
 from recipe.trd.evaluate import answers, code_graders, pool
 from recipe.trd.evaluate.store import Key
 from recipe.trd.evaluate.suites import SuiteProblem
-from recipe.trd.rewards import math_reward
+from recipe.trd.rewards import math_equality, math_reward
 
 MATH = "math"
 
@@ -106,7 +106,7 @@ def grade_math(texts: Mapping[Key, str], problems: Mapping[str, SuiteProblem], l
     pairs = sorted({(key[0], pred) for key, pred in preds.items() if pred})
     calls = [(pred, str(problems[problem].ground_truth)) for problem, pred in pairs]
     results: dict[tuple[str, str], pool.CallResult] = {}
-    for number, result in pool.run(math_reward.is_equal, calls, workers=limits.workers, timeout_s=limits.timeout_s):
+    for number, result in pool.run(math_equality.is_equal, calls, workers=limits.workers, timeout_s=limits.timeout_s):
         results[pairs[number]] = result
     votes = _votes(results, limits)
     grades = {}

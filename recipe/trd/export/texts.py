@@ -97,7 +97,7 @@ def _validation(checkpoint: Checkpoint) -> Path:
 def _lines(file: Path) -> list[Any]:
     """Lines that are not empty: of JSON lines the objects, or the text of a line that holds none."""
     if file.suffix != ".jsonl":
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
     return [content for _, content in parse_lines(file) if isinstance(content, dict) or content.strip()]
 
 

@@ -52,7 +52,7 @@ import io, json
 def plain(value):
     return value.tolist() if hasattr(value, "tolist") else list(value)
 answer, sys.stdout = sys.stdout, io.StringIO()
-arguments = [json.loads(line) for line in sys.stdin.read().splitlines() if line.strip()]
+arguments = [json.loads(line) for line in sys.stdin.read().split("\\n") if line.strip()]
 names = load({program!r})
 function = names.get({fn_name!r}) or getattr(names.get("Solution", object)(), {fn_name!r})
 result = json.dumps(function(*arguments), default=plain)

@@ -1,25 +1,32 @@
 r"""Reward of a solution: is its last `\boxed{...}` the right answer? For verl's `reward.custom_reward_function`."""
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from numbers import Integral, Real
+from typing import Any
 
-from math_verify import LatexExtractionConfig, parse, verify
+import numpy as np
+
+from recipe.trd.rewards import math_grading
+
+logger = logging.getLogger(__name__)
 
 _BOX = "\\boxed{"
 
-# Symbolic comparison evaluates numbers exactly and has no time limit here (see `is_equal`). These answers would keep it
-# busy forever: very long ones, powers of powers, powers with a long exponent, long powers of brackets, factorials of
-# brackets and of long numbers.
+# What symbolic comparison would be busy with until its limit, seen at a glance: very long answers, powers of powers,
+# powers with a long exponent, long powers of brackets, factorials of brackets and of long numbers, large binomials.
 _MAX_ANSWER_CHARS = 200
 _EXPLODING = re.compile(
-    r"\^[^+\-=,]*\^|\*\*|\^\s*\{?\s*-?\d{4,}|[)\]}]\s*\^\s*\{?\s*-?\d{3,}|\d{4,}\s*!|[)\]}]\s*!|!\s*!"
+    r"\^[^+\-=,]*\^|\*\*|\^\s*\{?\s*-?\d{4,}|[)\]}]\s*\^\s*\{?\s*-?\d{3,}|\d{4,}\s*!|[)\]}]\s*!|!\s*!|binom\s*\{\s*\d{5,}"
 )
 
 
 def compute_score(
     data_source: str,
     solution_str: str,
-    ground_truth: str,
+    ground_truth: Any,
     extra_info: Mapping[str, object] | None = None,
     **kwargs: object,
 ) -> dict[str, float | str]:
@@ -28,7 +35,7 @@ def compute_score(
     Args:
         data_source: not used; the rule is the same for all data.
         solution_str: the decoded response.
-        ground_truth: the right answer, without `\boxed`.
+        ground_truth: the right answer, without `\boxed`, in a form that `truth_text` knows.
         extra_info: not used.
         kwargs: not used; verl passes further fields in some configurations.
 
@@ -38,7 +45,13 @@ def compute_score(
         pred: the last boxed answer; empty if there is none.
     """
     pred = last_boxed(solution_str)
-    score = float(bool(pred) and is_equal(pred, ground_truth))
+    try:
+        truth = truth_text(ground_truth)
+    except ValueError as error:
+        # A run is not lost over one sample; preflight has read them all.
+        logger.warning("a sample of %s is graded 0: %s", data_source, error)
+        return {"score": 0.0, "acc": 0.0, "pred": pred}
+    score = float(bool(pred) and is_equal(pred, truth))
     return {"score": score, "acc": score, "pred": pred}
 
 
@@ -61,17 +74,47 @@ def last_boxed(text: str) -> str:
     return ""
 
 
-def is_equal(pred: str, ground_truth: str) -> bool:
-    r"""Whether two answers are the same string, or the same mathematical object according to math-verify.
+def truth_text(value: Any) -> str:
+    """A ground truth as the text that answers are compared with.
 
-    math-verify limits its time by signals, which work in the main thread only, whereas verl calls rewards from others.
-    So its limits are off, and answers that it could not finish are compared as strings only.
+    Args:
+        value: text; a number (34, 34.0 and "34" are one truth); or a list or array that holds one of these.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, bool):
+        raise ValueError(f"the ground truth {value!r} is no answer; give a text or a number")
+    if isinstance(value, Integral):
+        return str(int(value))
+    if isinstance(value, Decimal) or (isinstance(value, Real) and np.isfinite(float(value))):
+        return number_text(value)
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes) and len(value) == 1:
+        return truth_text(value[0])
+    raise ValueError(f"the ground truth {value!r} is no answer; give a text or a number")
+
+
+def number_text(value: Any) -> str:
+    """A finite number as a plain decimal, without an exponent that would be read as Euler's number: 0.000015, 25."""
+    text = format(Decimal(str(value)), "f")
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text in ("-0", "") else text
+
+
+def is_equal(pred: str, ground_truth: str) -> bool:
+    """Whether two answers are the same string, or the same mathematical object according to math-verify.
+
+    Both sides are looked at first: what would keep math-verify busy is compared only as text. Whatever that misses is
+    stopped after `math_grading.LIMIT_S` seconds and counts as different.
     """
     if pred == ground_truth.strip():
         return True
-    if len(pred) > _MAX_ANSWER_CHARS or _EXPLODING.search(pred):
+    if any(len(text) > _MAX_ANSWER_CHARS or _EXPLODING.search(text) for text in (pred, ground_truth)):
         return False
-    gold, answer = (
-        parse(f"{_BOX}{text}}}", [LatexExtractionConfig()], parsing_timeout=None) for text in (ground_truth, pred)
-    )
-    return bool(verify(gold, answer, timeout_seconds=None))
+    return math_grading.is_equal(pred, ground_truth)

@@ -1,8 +1,9 @@
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
-from recipe.trd.rewards.math_reward import compute_score, last_boxed
+from recipe.trd.rewards.math_reward import compute_score, last_boxed, truth_text
 
 
 def score(solution: str, ground_truth: str) -> float:
@@ -83,3 +84,25 @@ def test_works_outside_the_main_thread():
     with ThreadPoolExecutor(4) as pool:
         scores = list(pool.map(lambda pred: score(f"\\boxed{{{pred}}}", "25"), ["25.0", "26.0", "\\frac{50}{2}", "24"]))
     assert scores == [1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    "truth", [34, 34.0, "34", " 34 ", ["34"], (34,), np.int64(34), np.float32(34), np.array(["34"]), np.array(34)]
+)
+def test_a_ground_truth_in_any_form_is_its_text(truth):
+    assert compute_score("math", "\\boxed{34}", truth)["score"] == 1.0
+    assert compute_score("math", "\\boxed{35}", truth)["score"] == 0.0
+
+
+@pytest.mark.parametrize("truth", [None, True, "", [], ["1", "2"], {"a": 1}, float("nan"), float("inf"), b"34"])
+def test_a_ground_truth_that_is_none_is_graded_zero_and_said(truth, caplog):
+    assert compute_score("math", "\\boxed{34}", truth) == {"score": 0.0, "acc": 0.0, "pred": "34"}
+    assert "is no answer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(1.5e-5, "0.000015"), (1e-7, "0.0000001"), (1e22, "1" + 22 * "0"), (-0.0, "0"), (2.50, "2.5"), (0.1, "0.1")],
+)
+def test_a_number_is_a_plain_decimal(number, text):
+    assert truth_text(number) == text
