@@ -165,7 +165,7 @@ def main(cases: list[tuple[str, list[str]]], run_dir: Path) -> None:
             [name, OmegaConf.to_container(case.trd, resolve=True)]
             for (name, _), case in zip(cases, configs, strict=True)
         ]
-    run_dir.mkdir(parents=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     run_ppo(config, task_runner_class=ray.remote(AdapterTaskRunner))
 
 

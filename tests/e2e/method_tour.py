@@ -172,7 +172,7 @@ def main(cases: dict[str, list[str]], run_dir: Path) -> None:
             }
             for name, case in configs.items()
         }
-    run_dir.mkdir(parents=True)
+    run_dir.mkdir(parents=True, exist_ok=True)
     run_ppo(config, task_runner_class=ray.remote(TourTaskRunner))
 
 
