@@ -94,6 +94,12 @@ def launch(world: Path):
 
 
 @pytest.fixture(scope="session")
+def engine_environment() -> dict[str, str]:
+    """What engines on a CPU need in the environment."""
+    return dict(ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
 def run_tour(world: Path, tmp_path_factory):
     """Run a module of this folder that takes up one case after the other, `run_tour(module, cases)`: its run folder."""
 

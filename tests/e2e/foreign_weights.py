@@ -18,6 +18,7 @@ from recipe.trd.config.paths import CONFIG_DIR
 from recipe.trd.preflight import checks
 from recipe.trd.training.task_runner import TrdTaskRunner
 from recipe.trd.training.trainer import TrdTrainer, server_groups
+from verl_ext.server import topk_server
 
 
 def add_noise(worker) -> None:
@@ -26,13 +27,20 @@ def add_noise(worker) -> None:
         parameter.data.add_(torch.randn_like(parameter) * parameter.std())
 
 
-async def disturb(server, which: str) -> None:
-    if which == "adapter":
-        for adapter in await server.engine.list_loras():
-            await server.engine.remove_lora(adapter)
-    else:
-        await server.engine.collective_rpc(add_noise)
-        await server.engine.reset_prefix_cache()
+class ForeignServer(topk_server.TopKServer):
+    async def disturb(self, which: str) -> None:
+        if which == "adapter":
+            for adapter in await self.engine.list_loras():
+                await self.engine.remove_lora(adapter)
+        else:
+            await self.engine.collective_rpc(add_noise)
+            await self.engine.reset_prefix_cache()
+
+
+class ForeignReplica(topk_server.TopKReplica):
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.server_class = ray.remote(ForeignServer)
 
 
 class ForeignTrainer(TrdTrainer):
@@ -42,12 +50,13 @@ class ForeignTrainer(TrdTrainer):
             which = self.config.foreign
             student, teacher = server_groups(self)
             for replica in teacher if which == "teacher" else student:
-                ray.get(replica.server_handle.__ray_call__.remote(disturb, which))
+                ray.get(replica.server_handle.disturb.remote(which))
 
 
 class ForeignTaskRunner(TrdTaskRunner):
     def run(self, config: DictConfig) -> None:
         register_trainer("foreign")(ForeignTrainer)
+        topk_server.TopKReplica = ForeignReplica
         super().run(config)
 
 

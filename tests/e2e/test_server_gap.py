@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ENVIRONMENT, ROOT
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -25,8 +26,8 @@ LORA = ["method=opsd", "actor_rollout_ref.model.lora_rank=8", "actor_rollout_ref
         ("adapter", LORA, "the student's adapter is not in force on its server"),
     ],
 )
-def test_other_weights_end_the_run_within_a_step(tmp_path, which, overrides, message):
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(Path(__file__).parent)}
+def test_other_weights_end_the_run_within_a_step(tmp_path, engine_environment, which, overrides, message):
+    environment = {**os.environ, **engine_environment, "PYTHONPATH": str(Path(__file__).parent)}
     terminal = tmp_path / "terminal"
     command = [sys.executable, "-m", "foreign_weights", which, str(tmp_path / "run"), *RUN, *overrides]
     with terminal.open("w") as out:
