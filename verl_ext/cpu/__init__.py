@@ -1,4 +1,4 @@
-"""verl on machines without an accelerator. Loaded by `VERL_PLATFORM=cpu` alone; no GPU run imports this package.
+"""verl on machines without an accelerator. Loaded only by `VERL_PLATFORM=cpu`; no GPU run imports this package.
 
 | file | adaptation | reason |
 |---|---|---|

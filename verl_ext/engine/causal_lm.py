@@ -86,7 +86,7 @@ def check_head(module: nn.Module, *, vocab_size: int, device: Any) -> None:
     """Compare logits of `expose_hidden_states` with the model's own on a few tokens; every FSDP rank calls it.
 
     Raises:
-        RuntimeError: the model does something to its logits that its head alone does not say.
+        RuntimeError: the model does something to its logits that its head does not say.
     """
     ids = torch.arange(8, device=device).unsqueeze(0) % vocab_size
     inputs = {"input_ids": ids, "position_ids": torch.arange(8, device=device).unsqueeze(0), "use_cache": False}

@@ -132,7 +132,7 @@ def check_servers(config: DictConfig, trd: TrdConfig) -> None:
 
 
 def check_agent_loop(config: DictConfig, trd: TrdConfig) -> None:
-    """Responses are one turn: what tools write is shown to the student alone, never to the teacher.
+    """Responses are one turn: what tools write is shown only to the student, never to the teacher.
 
     Raises:
         ValueError: another agent loop is chosen.
