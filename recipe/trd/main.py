@@ -29,7 +29,15 @@ def main(config: DictConfig) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_dir = Path(config.trainer.default_local_dir).absolute()
     config.trainer.default_local_dir = str(run_dir)
-    run_folder.prepare(run_dir, resume=config.trainer.resume_mode != "disable")
+    try:
+        run_folder.prepare(run_dir, resume=config.trainer.resume_mode != "disable")
+    except OSError as error:
+        print(
+            f"cannot start: trainer.default_local_dir={run_dir}: nothing can be written there "
+            f"({error.strerror or error}); set it to another folder",
+            file=sys.stderr,
+        )
+        raise SystemExit(REFUSED) from None
     leftovers.remove_stale_shared_memory()
     with leftovers.process_guard():
         code = run(config, run_dir)
@@ -51,6 +59,7 @@ def run(config: DictConfig, run_dir: Path) -> int:
         Exit code.
     """
     from verl_ext.runtime import console
+    from verl_ext.runtime.errors import one_line
 
     refusal = None
     try:
@@ -68,9 +77,7 @@ def run(config: DictConfig, run_dir: Path) -> int:
         print(f"\ninterrupted; the same command resumes from the last checkpoint in {run_dir}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        cause = getattr(error, "cause", None) or error
-        reason = next((line for line in str(cause).splitlines() if line.strip()), "")
-        print(f"the run failed: {type(cause).__name__}: {reason}", file=sys.stderr)
+        print(f"the run failed: {one_line(error)}", file=sys.stderr)
         return FAILED
     if refusal is not None:
         print(f"cannot start: {refusal}", file=sys.stderr)
@@ -80,14 +87,12 @@ def run(config: DictConfig, run_dir: Path) -> int:
 
 def check(config: DictConfig) -> str | None:
     """Why this configuration cannot work, in one line; None when it can."""
-    from omegaconf.errors import OmegaConfBaseException
-
     from recipe.trd.preflight import checks
 
     try:
         checks.check(config)
-    except (ValueError, OSError, AssertionError, NotImplementedError, OmegaConfBaseException) as error:
-        return " ".join(str(error).split()) or type(error).__name__
+    except checks.REFUSALS as error:
+        return checks.refusal(error)
     return None
 
 

@@ -78,7 +78,8 @@ class DistillationEngine(FSDPEngineWithLMHead):
         grad_norm = super().optimizer_step()
         if self.average is not None:
             self.average.update()
-        if self.probe_ids is not None:
+        # Attention over slices of sequences (Ulysses) cannot read one that is whole on each rank.
+        if self.probe_ids is not None and not self.use_ulysses_sp:
             self.probe = measure(self, self.probe_ids)
         return grad_norm
 

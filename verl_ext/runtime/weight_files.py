@@ -50,6 +50,16 @@ def hash_tensors(folder: Path, *, first_rows_only: bool = False) -> dict[str, Ha
     return found
 
 
+def is_whole(path: Path) -> bool:
+    """Whether a safetensors file has a header, and all bytes of the tensors that it names."""
+    try:
+        with path.open("rb") as file:
+            _header(file, path)
+    except ValueError:
+        return False
+    return True
+
+
 def _hash_file(path: Path, *, first_rows_only: bool) -> list[tuple[str, HashedTensor]]:
     """Reads the format itself: the library gives bfloat16 to torch only, and hashing needs only bytes."""
     hashed = []

@@ -80,6 +80,7 @@ _TEACHER = [
         _own_module,
         "trd.teacher.scorer=engine and a teacher whose weights are not those of the student's module",
     ),
+    Rule(_names("trd", "server_gap_warn", "server_gap_stop"), _own_loss, "trd.upstream=false"),
     Rule(
         ("trd.reference_key",),
         lambda trd: trd.teacher_plan is not None and trd.teacher_plan.needs_reference,

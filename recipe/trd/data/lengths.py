@@ -7,6 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from recipe.trd.rewrite.teacher_prompt import chat_ids
+from verl_ext.runtime.errors import first_line
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -18,7 +19,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
-        raise ValueError(f"--tokenizer {path}: none can be read there: {str(error).strip().splitlines()[0]}") from error
+        raise ValueError(f"--tokenizer {path}: none can be read there: {first_line(error)}") from error
     if not tokenizer.chat_template:
         raise ValueError(f"--tokenizer {path}: it has no chat template; take the tokenizer of the instruct model")
     return tokenizer

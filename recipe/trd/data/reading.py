@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from recipe.trd.data.sources import Source
+from verl_ext.runtime.errors import first_line
 from verl_ext.runtime.files import parse_lines
 
 FORMATS = (".parquet", ".arrow", ".jsonl", ".json", ".csv")
@@ -39,7 +40,7 @@ def hub_rows(name: str, source: Source, split: str) -> Iterator[Any]:
             return iter(datasets.load_dataset(path, **arguments))
         # Dozens of exception types can come from the network, and all mean the same here.
         except Exception as error:
-            failures.append((str(error).strip() or type(error).__name__).splitlines()[0])
+            failures.append(first_line(error))
     raise ValueError(
         f"{name}: {source.hub} could not be had from the hub ({failures[0]}). Where there is a network, "
         f"`hf download {source.hub} --repo-type dataset --local-dir DIR`; then add --from DIR"
@@ -112,7 +113,7 @@ def file_rows(path: Path) -> Iterator[Any]:
         yield from reader(path)
     except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
         # pyarrow's errors are ValueErrors too.
-        raise ValueError(f"--from {path}: cannot be read as {path.suffix[1:]}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"--from {path}: cannot be read as {path.suffix[1:]}: {first_line(error)}") from error
 
 
 def _parquet(path: Path) -> Iterator[Any]:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from verl_ext.runtime.errors import first_line
 from verl_ext.runtime.weight_files import HashedTensor, hash_tensors
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def _from_hub(model: str) -> Path:
     try:
         folder = snapshot_download(model, allow_patterns=["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ValueError(f"{model} is neither a folder nor a model that the hub gives: {reason}") from error
     if not any(Path(folder).glob("*.safetensors")):
         raise ValueError(f"{model} has no *.safetensors on the hub; convert the weights to safetensors")

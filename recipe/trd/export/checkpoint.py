@@ -14,6 +14,8 @@ from torch import Tensor
 # Importing it also tells torch.load that DTensors are data, not code.
 from torch.distributed.tensor import DTensor, Shard
 
+from verl_ext.runtime.errors import first_line
+
 _SHARD = re.compile(r"model_world_size_(\d+)_rank_(\d+)\.pt")
 _STEP = re.compile(r"global_step_(\d+)")
 
@@ -146,7 +148,7 @@ def _load(path: Path) -> dict[str, Tensor]:
     try:
         return dict(torch.load(path, map_location="cpu", mmap=True, weights_only=True))
     except (RuntimeError, OSError, EOFError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{path} cannot be read, is it whole? {reason}") from error
 
 

@@ -11,7 +11,6 @@ import io
 
 import hydra
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +18,6 @@ from recipe.trd.config.paths import CONFIG_DIR
 from recipe.trd.preflight import checks
 
 GREEN, AMBER, RED, GREY = "[green]ok[/]", "[yellow]warning[/]", "[red]refused[/]", "[dim]skipped[/]"
-REFUSALS = (ValueError, OSError, AssertionError, NotImplementedError, OmegaConfBaseException)
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name="trd_trainer", version_base=None)
@@ -29,8 +27,8 @@ def main(config: DictConfig) -> None:
     refused = False
     try:
         setup = checks.read(config)
-    except REFUSALS as error:
-        table.add_row("configuration", RED, _one_line(error))
+    except checks.REFUSALS as error:
+        table.add_row("configuration", RED, checks.refusal(error))
         Console(soft_wrap=True).print(table)
         raise SystemExit(2) from None
     for name, run in checks.CHECKS.items():
@@ -41,18 +39,14 @@ def main(config: DictConfig) -> None:
         try:
             with contextlib.redirect_stdout(said):
                 run(setup)
-        except REFUSALS as error:
+        except checks.REFUSALS as error:
             refused = True
-            table.add_row(name, RED, _one_line(error))
+            table.add_row(name, RED, checks.refusal(error))
             continue
         warnings = [line.split("WARNING ", 1)[1] for line in said.getvalue().splitlines() if "WARNING " in line]
         table.add_row(name, AMBER if warnings else GREEN, "\n".join(warnings))
     Console().print(table)
     raise SystemExit(2 if refused else 0)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from verl.trainer.ppo.utils import need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 
@@ -32,6 +33,7 @@ from recipe.trd.preflight import (
     values,
     verl_keys,
 )
+from recipe.trd.preflight.dataset_content import Sample
 from recipe.trd.preflight.model_pair import RunModel
 from verl_ext import plugin
 
@@ -73,6 +75,16 @@ class Setup:
         """Models other than the student that teach."""
         return model_pair.read_teachers(self.config, self.trd, self.student) if self.trd.teacher is not None else []
 
+    @cached_property
+    def train(self) -> list[Sample]:
+        """Training samples, read once."""
+        return dataset_content.read(self.config, "train_files")
+
+    @cached_property
+    def val(self) -> list[Sample]:
+        """Validation samples, read once."""
+        return dataset_content.read(self.config, "val_files")
+
     @property
     def author(self) -> RunModel:
         """The model whose chat template the teacher's contexts are made with: that of its server, where it has one."""
@@ -92,8 +104,6 @@ def _verls_own(setup: Setup) -> None:
 
 
 def _objective(setup: Setup) -> None:
-    if setup.config.distillation.enabled is None:
-        setup.config.distillation.enabled = setup.trd.has_server
     if not setup.trd.upstream:
         verl_keys.check_objective(setup.config, setup.trd)
 
@@ -122,10 +132,9 @@ def _teachers(setup: Setup) -> None:
 
 
 def _weights(setup: Setup) -> None:
-    model_files.check_weights("actor_rollout_ref.model.path", setup.student.path)
     model_files.check_adapter(setup.config)
-    for teacher in setup.teachers:
-        model_files.check_weights("the teacher", teacher.path)
+    for model in (setup.student, *setup.teachers):
+        model_files.check_weights(model.key, model.path)
 
 
 def _template_kwargs(setup: Setup) -> dict[str, Any]:
@@ -134,9 +143,11 @@ def _template_kwargs(setup: Setup) -> dict[str, Any]:
 
 def _openings(setup: Setup) -> None:
     kwargs = _template_kwargs(setup)
-    model_files.check_opening("student", setup.student, kwargs)
+    model_files.check_opening(
+        setup.student, kwargs, remedy="set actor_rollout_ref.model.custom_chat_template to one that does"
+    )
     for teacher in setup.teachers:
-        model_files.check_opening("teacher", teacher, kwargs)
+        model_files.check_opening(teacher, kwargs, remedy="mend the template in its folder")
 
 
 def _thinking(setup: Setup) -> None:
@@ -147,7 +158,13 @@ def _thinking(setup: Setup) -> None:
 
 def _contexts(setup: Setup) -> None:
     if setup.trd.teacher_plan is not None:
-        context_room.check(setup.config, setup.trd, student=setup.student, author=setup.author)
+        models = {"student": setup.student, "author": setup.author}
+        context_room.check(setup.config, setup.trd, **models, train=setup.train)
+
+
+def _samples(setup: Setup) -> None:
+    data = {"train": setup.train, "val": setup.val}
+    dataset_content.check(setup.config, setup.trd, student=setup.student, **data)
 
 
 CHECKS: dict[str, Callable[[Setup], None]] = {
@@ -159,7 +176,6 @@ CHECKS: dict[str, Callable[[Setup], None]] = {
     "verl": _verls_own,
     "batches": lambda setup: batches.check_cuts(setup.config),
     "groups": lambda setup: batches.check_groups(setup.config, setup.trd),
-    "steps": lambda setup: batches.set_epochs(setup.config),
     "loggers": lambda setup: surroundings.check_loggers(setup.config),
     "run_folder": lambda setup: surroundings.check_run_folder(setup.config),
     "checkpoint": lambda setup: surroundings.check_resume(setup.config),
@@ -176,16 +192,30 @@ CHECKS: dict[str, Callable[[Setup], None]] = {
     "weights": _weights,
     "chat_templates": _openings,
     "thinking": _thinking,
-    "samples": lambda setup: dataset_content.check(setup.config, setup.trd, setup.student),
+    "samples": _samples,
     "contexts": _contexts,
-    "reward": lambda setup: reward_call.check(setup.config, dataset_content.first(setup.config)),
+    "reward": lambda setup: reward_call.check(setup.config, setup.train[0].columns),
     "disk": lambda setup: surroundings.check_disk(setup.config),
 }
 """Every check by the name that `trd.preflight.skip` knows it by, in order."""
 
+FILL_IN = ("student_thinking", "student_server")
+"""Checks that also fill in what the run needs, so that they cannot be left out."""
+
+REFUSALS = (ValueError, OSError, AssertionError, NotImplementedError, OmegaConfBaseException)
+"""What a check raises where a run cannot work."""
+
+
+def refusal(error: BaseException) -> str:
+    """What a check raised, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
 
 def read(config: DictConfig) -> Setup:
     """The configuration as dataclasses, where it is complete and means something.
+
+    Args:
+        config: composed; what is left to the method is filled in.
 
     Raises:
         ValueError: it is not; the message says what to change.
@@ -197,11 +227,12 @@ def read(config: DictConfig) -> Setup:
     _fill_in_self_teacher(config)
     with _plain_errors(config):
         trd = omega_conf_to_dataclass(config.trd)
-    unknown = set(trd.preflight.skip) - set(CHECKS)
-    if unknown:
-        raise ValueError(
-            f"trd.preflight.skip={sorted(unknown)}: there is no such check; choose from {', '.join(CHECKS)}"
-        )
+    names = [name for name in CHECKS if name not in FILL_IN]
+    if unknown := sorted(set(trd.preflight.skip) - set(names)):
+        raise ValueError(f"trd.preflight.skip={unknown}: no such check can be left out; choose from {', '.join(names)}")
+    if config.distillation.enabled is None:
+        config.distillation.enabled = trd.has_server
+    batches.set_epochs(config)
     return Setup(config, trd)
 
 

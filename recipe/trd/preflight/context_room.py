@@ -1,14 +1,17 @@
 """Contexts on real samples: they are rendered before the run, and have room for the problem and the instructions."""
 
+from collections.abc import Sequence
+
 from omegaconf import DictConfig
 
 from recipe.trd.config.contexts import CONTEXTS
 from recipe.trd.config.schema import TrdConfig
 from recipe.trd.config.teacher_plan import TeacherContext
-from recipe.trd.preflight import dataset_content
+from recipe.trd.preflight.dataset_content import Sample, evenly
 from recipe.trd.preflight.model_pair import RunModel
 from recipe.trd.rewrite.teacher import TeacherClient
 from verl_ext.runtime.console import show
+from verl_ext.runtime.errors import first_line
 
 SAMPLED = 50
 """Samples that are rendered, evenly spread over the training data."""
@@ -17,7 +20,7 @@ FEW = 0.5
 """Share of them that has to fit."""
 
 
-def check(config: DictConfig, trd: TrdConfig, *, student: RunModel, author: RunModel) -> None:
+def check(config: DictConfig, trd: TrdConfig, *, student: RunModel, author: RunModel, train: Sequence[Sample]) -> None:
     """Render every context of the run with nothing of y_o, and see how often it fits.
 
     Args:
@@ -25,6 +28,7 @@ def check(config: DictConfig, trd: TrdConfig, *, student: RunModel, author: RunM
         trd: its node `trd`, with a teacher.
         student: the student.
         author: the model whose chat template the teacher's contexts are made with.
+        train: training samples.
 
     Raises:
         ValueError: a context does not fit for most samples, or a template cannot be rendered.
@@ -40,15 +44,16 @@ def check(config: DictConfig, trd: TrdConfig, *, student: RunModel, author: RunM
         max_response_length=config.data.max_response_length,
         template_kwargs=config.data.apply_chat_template_kwargs or {},
     )
-    spread = dataset_content.evenly(list(dataset_content.samples(config, "train_files")), SAMPLED)
     for context in plan.in_use:
         fits = []
-        for place, columns in spread:
-            prompt = dataset_content.messages(columns[config.data.prompt_key], place)
+        for sample in evenly(train, SAMPLED):
             try:
-                fits.append(teacher.prompt(context, prompt, y_o_ids=(), y_star="") is not None)
+                fits.append(teacher.prompt(context, sample.prompt, y_o_ids=(), y_star="") is not None)
             except Exception as error:  # templates and chat templates raise what they like
-                raise ValueError(f"{place}: the {context.name} context cannot be rendered: {error}") from error
+                raise ValueError(
+                    f"{sample.place}: the {context.name} context cannot be rendered: {first_line(error)}; mend "
+                    f"{context.template or 'the chat template'}"
+                ) from error
         _judge(context, fits)
 
 

@@ -13,8 +13,11 @@ from omegaconf import DictConfig
 from recipe.trd.config.schema import TrdConfig
 from recipe.trd.preflight.data_files import data_files
 from recipe.trd.preflight.model_pair import RunModel
-from recipe.trd.rewrite.teacher_prompt import chat_ids
+from recipe.trd.rewards import math_reward
+from recipe.trd.rewrite.teacher_prompt import chat_ids, reference
 from verl_ext.runtime.console import show
+from verl_ext.runtime.errors import first_line
+from verl_ext.runtime.files import read_lines
 
 SAMPLED = 1000
 """Prompts that are counted in tokens, evenly spread; all where there are fewer."""
@@ -37,14 +40,22 @@ class Sample:
         return json.dumps([[message["role"], message["content"]] for message in self.prompt], default=str)
 
 
-def check(config: DictConfig, trd: TrdConfig, student: RunModel) -> None:
-    """Read training and validation data, refuse what no run can use, warn of what is seldom meant.
+def check(
+    config: DictConfig, trd: TrdConfig, *, student: RunModel, train: Sequence[Sample], val: Sequence[Sample]
+) -> None:
+    """Refuse data that no run can use, warn of what is seldom meant.
+
+    Args:
+        config: of the run.
+        trd: its node `trd`.
+        student: whose chat template says how long prompts are.
+        train: training samples, from `read`.
+        val: validation samples.
 
     Raises:
         ValueError: the message names file, row and what to change.
     """
-    train = _read(config, trd, "train_files")
-    val = _read(config, trd, "val_files")
+    _check_truths(config, [*train, *val])
     _check_references(config, trd, train)
     num_train = _check_lengths(config, "train_files", train, student)
     _check_lengths(config, "val_files", val, student)
@@ -67,36 +78,52 @@ def check(config: DictConfig, trd: TrdConfig, student: RunModel) -> None:
         )
 
 
-def samples(config: DictConfig, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Place and columns of every sample in the files of a key."""
-    for file in data_files(config.data[key]):
-        path = Path(file).expanduser()
-        frame = pd.read_parquet(path) if path.suffix == ".parquet" else _read_json(path)
-        for index, row in enumerate(frame.to_dict("records")):
-            yield f"data.{key}={file}, row {index}", row
+def read(config: DictConfig, key: str) -> list[Sample]:
+    """All samples of `data.train_files` or `data.val_files`.
 
+    Args:
+        config: of the run.
+        key: `train_files` or `val_files`.
 
-def _read_json(path: Path) -> pd.DataFrame:
-    try:
-        return pd.read_json(path, lines=path.suffix == ".jsonl")
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-
-
-def _read(config: DictConfig, trd: TrdConfig, key: str) -> list[Sample]:
+    Raises:
+        ValueError: there is none, or one that verl could not read; the message names file and row.
+    """
     found = []
-    for place, row in samples(config, key):
-        prompt = messages(row[config.data.prompt_key], f"{place}: column {config.data.prompt_key}")
-        truth = row.get("reward_model")
-        if not isinstance(truth, Mapping) or truth.get("ground_truth") is None:
-            raise ValueError(
-                f"{place}: reward_model={truth!r} has no ground_truth; verl's format is "
-                "{'style': 'rule', 'ground_truth': '42'}: prepare the data again, or leave the row out"
-            )
-        found.append(Sample(place, prompt, row))
+    for file in data_files(config.data[key]):
+        for index, columns in enumerate(_rows(Path(file).expanduser())):
+            place = f"data.{key}={file}, row {index}"
+            prompt = messages(columns.get(config.data.prompt_key), f"{place}: column {config.data.prompt_key}")
+            truth = columns.get("reward_model")
+            if not isinstance(truth, Mapping) or truth.get("ground_truth") is None:
+                raise ValueError(
+                    f"{place}: reward_model={truth!r} has no ground_truth; verl's format is "
+                    "{'style': 'rule', 'ground_truth': '42'}: prepare the data again, or leave the row out"
+                )
+            found.append(Sample(place, prompt, columns))
     if not found:
         raise ValueError(f"data.{key}={config.data[key]} has no sample; prepare the data first, or set data.{key}")
     return found
+
+
+def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
+    if path.suffix == ".jsonl":
+        return read_lines(path)
+    try:
+        frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from error
+    return iter(frame.to_dict("records"))
+
+
+def _check_truths(config: DictConfig, found: Sequence[Sample]) -> None:
+    """Ground truths are what the math reward can compare with; other rewards have forms of their own."""
+    if config.reward.custom_reward_function.path not in (f"pkg://{math_reward.__name__}", math_reward.__file__):
+        return
+    for sample in found:
+        try:
+            math_reward.truth_text(sample.columns["reward_model"]["ground_truth"])
+        except ValueError as error:
+            raise ValueError(f"{sample.place}: {error}, or leave the row out") from error
 
 
 def messages(value: Any, place: str) -> list[dict[str, Any]]:
@@ -128,7 +155,7 @@ def messages(value: Any, place: str) -> list[dict[str, Any]]:
 def _check_references(config: DictConfig, trd: TrdConfig, train: Sequence[Sample]) -> None:
     if trd.teacher_plan is None or not trd.teacher_plan.needs_reference:
         return
-    missing = [sample for sample in train if not _reference(sample.columns, trd.reference_key)]
+    missing = [sample for sample in train if not reference(sample.columns, trd.reference_key)]
     if len(missing) == len(train):
         raise ValueError(
             f"method {trd.method} shows the teacher a reference solution, and no sample of data.train_files="
@@ -140,13 +167,6 @@ def _check_references(config: DictConfig, trd: TrdConfig, train: Sequence[Sample
             f"WARNING {len(missing)} of {len(train)} training samples have no reference solution in "
             f"{trd.reference_key} (first: {missing[0].place}); they will be masked and counted in trd/no_reference_frac"
         )
-
-
-def _reference(columns: Mapping[str, Any], key: str) -> str | None:
-    value: Any = columns
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return str(value) if value is not None and str(value).strip() else None
 
 
 def _check_lengths(config: DictConfig, key: str, found: Sequence[Sample], student: RunModel) -> int:
@@ -174,7 +194,7 @@ def _ids(sample: Sample, student: RunModel, template_kwargs: Mapping[str, Any]) 
     try:
         return chat_ids(student.tokenizer, sample.prompt, template_kwargs)
     except Exception as error:  # chat templates raise what they like
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = first_line(error)
         raise ValueError(
             f"{sample.place}: the student's chat template cannot render the prompt: {reason}; change the data, or "
             "actor_rollout_ref.model.custom_chat_template"
@@ -186,8 +206,3 @@ def evenly(values: Sequence[Any], num: int) -> list[Any]:
     if len(values) <= num:
         return list(values)
     return [values[round(index * (len(values) - 1) / (num - 1))] for index in range(num)]
-
-
-def first(config: DictConfig, key: str = "train_files") -> Mapping[str, Any]:
-    """Columns of the first sample."""
-    return next(samples(config, key))[1]

@@ -12,6 +12,7 @@ from recipe.trd.config.teacher_plan import Holder
 from recipe.trd.oprd import bridge
 from recipe.trd.rewrite.tokenizers import check_same_tokens
 from verl_ext.divergence import TOP_K_SUPPORTS
+from verl_ext.runtime.errors import first_line
 
 SERVER_PATH = "distillation.teacher_models.teacher_model.model_path"
 
@@ -20,6 +21,8 @@ SERVER_PATH = "distillation.teacher_models.teacher_model.model_path"
 class RunModel:
     """Configuration and tokenizer of a model that the run will load."""
 
+    key: str
+    """The key that names it, for messages."""
     path: str
     config: Any
     tokenizer: PreTrainedTokenizerBase
@@ -44,10 +47,10 @@ def read(key: str, path: str | None) -> RunModel:
     if not path:
         raise ValueError(f"{key} is not set; choose model=... or set it")
     try:
-        return RunModel(path, AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path))
+        return RunModel(key, path, AutoConfig.from_pretrained(path), AutoTokenizer.from_pretrained(path))
     except (OSError, ValueError) as error:
         hint = "" if Path(path).exists() else " (no such folder here, and no such model could be had from the hub)"
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"{key}={path}: no model can be read there{hint}: {reason}") from error
 
 

@@ -8,6 +8,8 @@ from omegaconf import DictConfig
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.reward_score import default_compute_score
 
+from verl_ext.runtime.errors import one_line
+
 
 def check(config: DictConfig, sample: Mapping[str, Any]) -> None:
     """Load the reward function and grade an answer to the first training sample.
@@ -24,7 +26,7 @@ def check(config: DictConfig, sample: Mapping[str, Any]) -> None:
     try:
         compute_score = get_custom_reward_fn(config) or default_compute_score
     except Exception as error:  # whatever the user's module does when it is imported
-        raise ValueError(f"{key} (data.reward_function): it cannot be loaded: {_line(error)}") from error
+        raise ValueError(f"{key} (data.reward_function): it cannot be loaded: {one_line(error)}") from error
     if inspect.iscoroutinefunction(compute_score):
         return
     source = sample[config.data.reward_fn_key]
@@ -37,8 +39,8 @@ def check(config: DictConfig, sample: Mapping[str, Any]) -> None:
         )
     except Exception as error:  # whatever the user's function does
         raise ValueError(
-            f"{key}: on the first training sample (data_source={source}) it raises {_line(error)}; mend the function, "
-            "the ground truth, or data.reward_function"
+            f"{key}: on the first training sample (data_source={source}) it raises {one_line(error)}; mend the "
+            "function, the ground truth, or data.reward_function"
         ) from error
     value = score.get("score") if isinstance(score, Mapping) else score
     if isinstance(value, list | tuple) and value:
@@ -54,8 +56,3 @@ def _is_float(value: Any) -> bool:
         return float(value) == float(value)
     except (TypeError, ValueError):
         return False
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}".rstrip(": ")

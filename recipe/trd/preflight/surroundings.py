@@ -79,7 +79,7 @@ def check_disk(config: DictConfig) -> None:
     weights = sum(file.stat().st_size for pattern in ("*.safetensors", "*.bin") for file in model.glob(pattern))
     # Weights and the two moments of AdamW; of a LoRA student these are small, and its base is written too.
     copies = 1 if config.actor_rollout_ref.model.lora_rank else 3
-    free = shutil.disk_usage(config.trainer.default_local_dir).free
+    free = shutil.disk_usage(_existing(Path(config.trainer.default_local_dir))).free
     kept = config.trainer.max_actor_ckpt_to_keep or 1
     where = f"{config.trainer.default_local_dir} has {free / 2**30:.1f} GiB free"
     if free < copies * weights:
@@ -143,16 +143,21 @@ def check_devices(config: DictConfig) -> None:
             )
 
 
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there already."""
+    folder = folder.absolute()
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def check_run_folder(config: DictConfig) -> None:
-    """The run folder can be written.
+    """The run folder can be written; nothing is left there.
 
     Raises:
         ValueError: it cannot.
     """
     folder = Path(config.trainer.default_local_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
+        with tempfile.TemporaryDirectory(dir=_existing(folder)):
             pass
     except OSError as error:
         raise ValueError(

@@ -49,20 +49,17 @@ def check(config: DictConfig, trd: TrdConfig) -> None:
 
 def _defaults(config: DictConfig) -> DictConfig:
     """The configuration of the same groups without any change."""
-    chosen = {"method": config.trd.method}
-    if HydraConfig.initialized():
-        choices = HydraConfig.get().runtime.choices
-        chosen |= {group: choices[group] for group in GROUPS if choices.get(group)}
-    overrides = [f"{group}={choice}" for group, choice in chosen.items()]
-    try:
-        if GlobalHydra.instance().is_initialized():
-            loader = GlobalHydra.instance().config_loader()
-            return loader.load_configuration("trd_trainer", overrides, run_mode=RunMode.RUN)
-        with initialize_config_dir(str(CONFIG_DIR), version_base=None):
-            return compose("trd_trainer", overrides=overrides)
-    except MissingConfigException:
-        # A method of the user's own name, composed from elsewhere: what all methods share is the default.
-        return _defaults(OmegaConf.create({"trd": {"method": "trd_opd"}}))
+    if GlobalHydra.instance().is_initialized():
+        choices = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {"method": config.trd.method}
+        overrides = [f"{group}={choices[group]}" for group in GROUPS if choices.get(group)]
+        loader = GlobalHydra.instance().config_loader()
+        return loader.load_configuration("trd_trainer", overrides, run_mode=RunMode.RUN)
+    with initialize_config_dir(str(CONFIG_DIR), version_base=None):
+        try:
+            return compose("trd_trainer", overrides=[f"method={config.trd.method}"])
+        except MissingConfigException:
+            # A method of the user's own, composed elsewhere: a preset with no keys but the shared ones stands in.
+            return compose("trd_trainer", overrides=["method=trd_opd"])
 
 
 def _is_upstream(trd: TrdConfig, key: str) -> bool:

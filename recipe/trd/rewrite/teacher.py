@@ -20,6 +20,7 @@ from recipe.trd.rewrite.chat_template import switched
 from recipe.trd.rewrite.teacher_prompt import Message, TeacherPrompt
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.rewrite.verdict import Verdict, judge
+from verl_ext.runtime.errors import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -40,13 +41,6 @@ class Rewrite:
     """Unix time, s."""
     error: str | None = None
     """What the server said when it failed."""
-
-
-def one_line(error: Exception) -> str:
-    """Type and first line of an exception; of one that Ray carried over, of its cause."""
-    cause = getattr(error, "cause", None) or error
-    text = next((line.strip() for line in str(cause).splitlines() if line.strip()), "")
-    return f"{type(cause).__name__}: {text}"
 
 
 class TeacherClient:

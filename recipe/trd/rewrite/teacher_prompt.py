@@ -23,6 +23,14 @@ class TeacherPrompt:
     """Tokens of the reference solution that were left out."""
 
 
+def reference(columns: Mapping[str, Any], key: str) -> str | None:
+    """The reference solution of a sample, by `column` or `column.key`; None where it has none, or an empty one."""
+    value: Any = columns
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return str(value) if value is not None and str(value).strip() else None
+
+
 def chat_ids(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], template_kwargs: Mapping) -> list[int]:
     """Token ids of a conversation that ends where the assistant is to speak."""
     return list(

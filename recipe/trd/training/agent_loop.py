@@ -22,11 +22,12 @@ from recipe.trd.config.schema import TrdConfig
 from recipe.trd.rewrite import alignment
 from recipe.trd.rewrite.copying import copied_frac
 from recipe.trd.rewrite.records import SampleRecord
-from recipe.trd.rewrite.teacher import Rewrite, TeacherClient, one_line
-from recipe.trd.rewrite.teacher_prompt import Message, TeacherPrompt
+from recipe.trd.rewrite.teacher import Rewrite, TeacherClient
+from recipe.trd.rewrite.teacher_prompt import Message, TeacherPrompt, reference
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.rewrite.verdict import Verdict
 from recipe.trd.training import loss  # noqa: F401  verl looks its loss up in every process
+from verl_ext.runtime.errors import one_line
 
 logger = logging.getLogger(__name__)
 
@@ -198,14 +199,6 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         if rewrite.verdict is Verdict.ACCEPTED and self.trd.rewrite.with_reference and y_star is not None:
             y_star_ids = self.teacher.tokenizer.encode(y_star, add_special_tokens=False)
             record.copied_frac = copied_frac(rewrite.y_r_ids, y_star_ids=y_star_ids, y_o_ids=record.y_o_ids)
-
-
-def reference(sample: dict[str, Any], key: str) -> str | None:
-    """The reference solution of a sample, by `column` or `column.key`; None where it has none, or an empty one."""
-    value: Any = sample
-    for part in key.split("."):
-        value = value.get(part) if isinstance(value, dict) else None
-    return str(value) if value is not None and str(value).strip() else None
 
 
 def accuracy(output: AgentLoopOutput) -> float | None:

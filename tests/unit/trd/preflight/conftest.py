@@ -18,9 +18,15 @@ MAX_POSITIONS, VOCAB = 256, 300
 
 
 @cache
-def compose_run(*overrides):
+def composed(*overrides):
     with initialize_config_dir(str(CONFIGS), version_base=None):
         return compose("trd_trainer", overrides=["model=tiny", "data=tiny_world", "cluster=cpu", *overrides])
+
+
+@pytest.fixture(scope="session")
+def compose_run():
+    """`compose_run(*overrides)`: the configuration, not to be changed."""
+    return composed
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ def make_config(model_path, data_file):
     """A configuration that can run, but for the changes."""
 
     def make(method="trd_opd", *overrides, **changes):
-        config = copy.deepcopy(compose_run(f"method={method}", *overrides))
+        config = copy.deepcopy(composed(f"method={method}", *overrides))
         ready = {
             "actor_rollout_ref.model.path": model_path,
             f"{TEACHER}.model_path": model_path,

@@ -1,13 +1,11 @@
 """What is refused before anything starts: each mistake a user makes gives one line that names the key to change."""
 
 import copy
-from functools import cache
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen3Config
 
@@ -19,12 +17,6 @@ CONFIGS = Path(__file__).parents[4] / "configs"
 METHODS = sorted(path.stem for path in (CONFIGS / "method").glob("[!_]*.yaml"))
 TEACHER = "distillation.teacher_models.teacher_model"
 MAX_POSITIONS, VOCAB = 256, 300
-
-
-@cache
-def compose_run(*overrides):
-    with initialize_config_dir(str(CONFIGS), version_base=None):
-        return compose("trd_trainer", overrides=["model=tiny", "data=tiny_world", "cluster=cpu", *overrides])
 
 
 def refusal(config):
@@ -65,7 +57,7 @@ def test_experiments_can_be_combined(make_config):
     assert (config.trd.student_thinking, config.trd.teacher_thinking) == (False, True)
 
 
-def test_grpo_needs_no_teacher(model_path, data_file):
+def test_grpo_needs_no_teacher(compose_run, model_path, data_file):
     config = compose_run(
         "method=grpo",
         f"actor_rollout_ref.model.path={model_path}",
@@ -420,13 +412,13 @@ def test_key_that_nobody_set(make_config):
         ("model=tny", "In 'trd_trainer': Could not find 'model/tny'"),
     ],
 )
-def test_typo_on_the_command_line_is_found_while_composing(override, line):
+def test_typo_on_the_command_line_is_found_while_composing(compose_run, override, line):
     with pytest.raises(HydraException) as caught:
         compose_run(override)
     assert str(caught.value).splitlines()[0] == line
 
 
-def test_unknown_method_comes_with_those_that_exist():
+def test_unknown_method_comes_with_those_that_exist(compose_run):
     with pytest.raises(HydraException) as caught:
         compose_run("method=trd_odp")
     assert {"grpo", "opd", "trd_opd"} <= set(str(caught.value).split())

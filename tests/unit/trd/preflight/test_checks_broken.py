@@ -10,14 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
+import torch
 from omegaconf import OmegaConf
 from transformers import PreTrainedTokenizerFast
 
 from recipe.trd import main
-from recipe.trd.preflight import surroundings
+from recipe.trd.preflight import checks, surroundings
 
 ROOT = Path(__file__).parents[4]
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
@@ -101,7 +101,7 @@ OTHERS = [
     ("trd_opd", {f"{ROLLOUT}.agent.default_agent_loop": "tool_agent"}, "default_agent_loop=tool_agent"),
     ("trd_opd", {f"{ACTOR}.fsdp_config.model_dtype": "fp16"}, "fsdp_config.model_dtype=fp16"),
     ("trd_opd", {f"{MODEL}.lora_adapter_path": "/nowhere"}, "lora_adapter_path=/nowhere holds no adapter_config.json"),
-    ("trd_opd", {"trd.preflight.skip": ["everything"]}, "there is no such check"),
+    ("trd_opd", {"trd.preflight.skip": ["everything"]}, "no such check can be left out"),
     ("trd_opd", {"trainer.default_local_dir": "/proc/nothing/here"}, "trainer.default_local_dir=/proc/nothing/here"),
 ]
 
@@ -135,6 +135,10 @@ CONTENTS = {
         "ends with a message of the assistant",
     ),
     "no ground truth": ([ROW | {"prompt": ASKED, "reward_model": {"style": "rule"}}], "has no ground_truth"),
+    "a ground truth that is no answer": (
+        [ROW | {"prompt": ASKED, "reward_model": {"ground_truth": ["1", "2"]}}],
+        "is no answer; give a text or a number",
+    ),
     "a ground truth of null": (
         [ROW | {"prompt": ASKED, "reward_model": {"ground_truth": None}}],
         "has no ground_truth",
@@ -177,12 +181,29 @@ def test_weights_that_are_not_whole(make_config, copied_model):
         for left in (whole[:-2], b"", None):
             file.unlink() if left is None else file.write_bytes(left)
             message = refusal(make_config(**{role: str(copied_model)}))
-            assert str(copied_model) in message
+            assert message.startswith(f"{role}={copied_model}")
             assert "copy the folder again" in message
         file.write_bytes(whole)
     index = {"weight_map": {"weight": "model.safetensors", "other": "model-2.safetensors"}}
     (copied_model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "lacks model-2.safetensors" in refusal(make_config(**{f"{MODEL}.path": str(copied_model)}))
+
+
+def test_one_of_two_formats_is_enough(make_config, copied_model):
+    """As a snapshot of the hub without *.bin, whose index is a JSON file like others."""
+    index = {"weight_map": {"weight": "pytorch_model-00001-of-00002.bin"}}
+    (copied_model / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    assert main.check(make_config(**{f"{MODEL}.path": str(copied_model)})) is None
+
+
+def test_weights_of_torch_that_are_cut_off(make_config, copied_model):
+    (copied_model / "model.safetensors").unlink()
+    file = copied_model / "pytorch_model.bin"
+    torch.save({"weight": torch.zeros(9)}, file)
+    config = {f"{MODEL}.path": str(copied_model)}
+    assert main.check(make_config(**config)) is None
+    file.write_bytes(file.read_bytes()[:-9])
+    assert "pytorch_model.bin is no whole file of weights" in refusal(make_config(**config))
 
 
 @pytest.mark.parametrize("roles", [("student",), ("teacher",), ("student", "teacher")], ids=" and ".join)
@@ -194,8 +215,10 @@ def test_chat_templates_that_do_not_open_the_turn(make_config, copied_model, rol
     tokenizer.save_pretrained(copied_model)
     keys = {"student": f"{MODEL}.path", "teacher": "distillation.teacher_models.teacher_model.model_path"}
     message = refusal(make_config("opd_topk", **{keys[role]: str(copied_model) for role in roles}))
-    assert f"the chat template of the {roles[0]}" in message
-    assert "add_generation_prompt" in message
+    assert message.startswith(
+        f"{keys[roles[0]]}={copied_model}: its chat template writes nothing for add_generation_prompt"
+    )
+    assert ("actor_rollout_ref.model.custom_chat_template" in message) is (roles[0] == "student")
 
 
 @pytest.mark.parametrize(
@@ -297,8 +320,46 @@ def test_a_check_can_be_left_out_by_name(make_config):
     assert main.check(config) is None
 
 
-def test_main_refuses(tmp_path):
+@pytest.mark.parametrize("name", checks.FILL_IN)
+def test_what_also_fills_in_cannot_be_left_out(make_config, name):
+    assert name not in refusal(make_config(**{"trd.preflight.skip": [name]})).split("choose from")[1]
+
+
+def test_what_is_left_to_the_method_is_filled_in_whatever_is_left_out(make_config):
+    names = [name for name in checks.CHECKS if name not in checks.FILL_IN]
+    config = make_config(**{"trd.preflight.skip": names, "trainer.total_training_steps": 99, "trainer.total_epochs": 1})
+    assert main.check(config) is None
+    assert (config.distillation.enabled, config.trainer.total_epochs) == (True, 99)
+
+
+def test_checks_leave_no_run_folder(make_config, tmp_path):
+    assert main.check(make_config(**{"trainer.default_local_dir": str(tmp_path / "a" / "run")})) is None
+    assert not (tmp_path / "a").exists()
+
+
+def test_samples_may_be_json_lines(make_config, tmp_path):
+    path = tmp_path / "train.jsonl"
+    rows = [ROW | {"prompt": [{"role": "user", "content": f"{number}\u2028=?"}]} for number in range(64)]
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert main.check(make_config(**{"data.train_files": str(path)})) is None
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("actor_rollout_ref.rollout.n=0", "actor_rollout_ref.rollout.n=0 must be a whole number of at least 1"),
+        (
+            "trainer.default_local_dir=/proc/nothing/here",
+            "trainer.default_local_dir=/proc/nothing/here: nothing can be",
+        ),
+        ("trainer.default_local_dir={file}", "trainer.default_local_dir={file}: nothing can be written there"),
+    ],
+    ids=["a value", "no folder can be there", "a file in the way"],
+)
+def test_main_refuses(tmp_path, override, line):
     """The whole command: exit code 2, one line, nothing started."""
+    file = tmp_path / "file"
+    file.touch()
     command = [
         sys.executable,
         "-m",
@@ -309,7 +370,7 @@ def test_main_refuses(tmp_path):
         "cluster=cpu",
     ]
     done = subprocess.run(
-        [*command, "actor_rollout_ref.rollout.n=0", f"trainer.default_local_dir={tmp_path}"],
+        [*command, f"trainer.default_local_dir={tmp_path / 'run'}", override.format(file=file)],
         cwd=ROOT,
         env=os.environ | {"VERL_PLATFORM": "cpu"},
         capture_output=True,
@@ -317,9 +378,9 @@ def test_main_refuses(tmp_path):
         check=False,
     )
     assert done.returncode == 2
-    line = "cannot start: actor_rollout_ref.rollout.n=0 must be a whole number of at least 1"
-    assert line in done.stderr
-    assert not np.any(["ray" in name.lower() for name in os.listdir(tmp_path)])
+    assert f"cannot start: {line.format(file=file)}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "ray" not in done.stdout.lower()
 
 
 @pytest.mark.parametrize(

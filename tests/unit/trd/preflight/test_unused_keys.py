@@ -49,6 +49,8 @@ def test_a_method_as_it_is_shipped_has_no_such_key(method):
         ("grpo", "trd.objective.top_k=8"),
         ("grpo", "trd.rewrite.temperature=0.5"),
         ("grpo", "trd.reference_key=answer"),
+        ("grpo", "trd.server_gap_stop=1"),
+        ("opd", "trd.server_gap_warn=1"),
         # Axes that this method does not use.
         ("opsd", "trd.rewrite.temperature=0.5"),
         ("opsd", "trd.rewrite.fallback=mask"),

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from recipe.trd.rewards import math_equality, math_grading
-from recipe.trd.rewards.math_reward import compute_score
+from recipe.trd.rewards.math_reward import compute_score, is_equal
 
 PAIRS = [
     (r"\frac{1}{2}", "0.5", True),
@@ -53,6 +53,13 @@ def test_answers_that_would_take_for_ever_are_different(pred, truth, monkeypatch
     assert compute_score("math", rf"So \boxed{{{pred}}}", truth)["score"] == 0.0
     assert time.monotonic() - began < 15
     assert compute_score("math", r"\boxed{\frac{1}{2}}", "0.5")["score"] == 1.0  # the next one has a new process
+
+
+@pytest.mark.parametrize(
+    ("pred", "truth"), [("2**3", "8"), ("5", "5" + 300 * " "), ("9" * 300, "1"), (r"(a+b)^{100}", "1"), ("3", "3.0")]
+)
+def test_reward_and_evaluation_have_one_rule(pred, truth):
+    assert is_equal(pred, truth) is math_equality.is_equal(pred, truth)
 
 
 def test_threads_share_one_process():
