@@ -214,7 +214,7 @@ def test_missing_layers_are_logged_once(monkeypatch, caplog):
     code_grading._warn_of_missing_layers.cache_clear()
     score(SUM, SUMS)
     score(SUM, SUMS)
-    # Only this module's lines: warnings of other libraries reach caplog too, where an earlier test turned them into log lines.
+    # Only this module's lines: other libraries' warnings reach caplog too where an earlier test made them log lines.
     lines = [record.getMessage() for record in caplog.records if record.name == code_grading.__name__]
     assert len(lines) == 1
     assert "without moat" in lines[0] or "and moat" in lines[0]

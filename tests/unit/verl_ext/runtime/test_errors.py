@@ -12,7 +12,7 @@ class Carried(RuntimeError):
 
 
 @pytest.mark.parametrize(
-    "error, line",
+    ("error", "line"),
     [
         (ValueError("one"), "one"),
         (ValueError("\n\n  second line \nthird"), "second line"),
