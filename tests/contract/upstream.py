@@ -197,11 +197,15 @@ SYMBOLS = {
     "recipe/trd/training/agent_loop.py": (
         Symbol("verl.utils.config.omega_conf_to_dataclass(config)", "makes dataclasses of nodes with `_target_`"),
         Symbol(f"{_AGENT_WORKER}._compute_score(outputs, kwargs)", "grades y_o while it is rewritten"),
+        Symbol(f"{_OUTPUT}(prompt_ids, response_ids, response_mask)", "what verl's agents hand over"),
+        Symbol("verl.utils.hf_tokenizer(name_or_path)", "the teacher's tokenizer"),
+    ),
+    "recipe/trd/training/rewriting.py": (Symbol(f"{_OUTPUT}(extra_fields)", "where the reward function's words are"),),
+    "recipe/trd/training/training_sample.py": (
         Symbol(
             f"{_OUTPUT}(prompt_ids, response_ids, response_mask, reward_score, num_turns, metrics, extra_fields)",
             "a sample before it enters TransferQueue",
         ),
-        Symbol("verl.utils.hf_tokenizer(name_or_path)", "the teacher's tokenizer"),
     ),
     **{
         f"recipe/trd/config/{name}.py": (Symbol("verl.base_config.BaseConfig(_target_)", "frozen nodes"),)
@@ -333,6 +337,7 @@ SYMBOLS = {
         Symbol("vllm.inputs.TokensPrompt(prompt_token_ids)", "token in, token out"),
         Symbol("vllm.lora.request.LoRARequest(lora_name, lora_int_id, lora_path)", "base weights or an adapter"),
         Symbol("vllm.logprobs.FlatLogprobs(start_indices, token_ids, logprobs)", "arrays of log-probs"),
+        Symbol("vllm.outputs.RequestOutput(outputs, prompt_logprobs)", "what vLLM says to a request"),
         Symbol("vllm.v1.engine.async_llm.AsyncLLM.generate(prompt, sampling_params, request_id, lora_request)", "asks"),
     ),
     "verl_ext/cpu/platform.py": (

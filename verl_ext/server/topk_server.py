@@ -23,6 +23,7 @@ from vllm import SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.logprobs import FlatLogprobs
 from vllm.lora.request import LoRARequest
+from vllm.outputs import RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
 from verl_ext.server.lora import AVERAGE, AdapterExtension
@@ -42,6 +43,7 @@ class TopKServer(vLLMHttpServer):
         topk: int | None = None,
         score_from: int | None = None,
         averaged: bool = False,
+        as_student: bool = False,
         **kwargs: Any,
     ) -> TokenOutput:
         """Generate, or score.
@@ -53,12 +55,13 @@ class TopKServer(vLLMHttpServer):
             topk: number K of log-probs a token; None hands the request to verl's own method.
             score_from: position of the first token to score; None generates.
             averaged: answer with the average of a LoRA student's adapter; else with the base weights.
+            as_student: answer with its adapter as it is.
             kwargs: verl's further arguments, for requests without `topk`.
 
         Returns:
             Token ids with `extra_fields`: `finish_reason` ("stop", "length" or "abort"), `topk_ids` int32 [R, K] and
             `topk_log_probs` float32 [R, K], best first; row i is the distribution of generated token i, or of prompt
-            token `score_from` + i.
+            token `score_from` + i; `token_log_probs` float32 [R], those of these tokens themselves.
 
         Raises:
             ValueError: the prompt leaves no room for one token within `max_model_len`.
@@ -69,13 +72,19 @@ class TopKServer(vLLMHttpServer):
         wanted: dict[str, Any] = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": topk}
         if score_from is None:
             wanted = {**sampling_params, "max_tokens": min(sampling_params["max_tokens"], room), "logprobs": topk}
-        output = await self._run(prompt_ids, wanted, request_id, AVERAGE if averaged else None)
+        adapter = AVERAGE if averaged else await self._students_adapter() if as_student else None
+        output = await self._run(prompt_ids, wanted, request_id, adapter)
+        return self._answer(output, topk=topk, score_from=score_from)
+
+    def _answer(self, output: RequestOutput | None, *, topk: int, score_from: int | None) -> TokenOutput:
+        """What vLLM said, in verl's form; None is a request that was refused."""
         if output is None or not output.outputs:
             return TokenOutput(token_ids=[], stop_reason="aborted", extra_fields={"finish_reason": "abort"})
         completion = output.outputs[0]
         logprobs = completion.logprobs if score_from is None else output.prompt_logprobs
-        ids, log_probs = unpack_topk(logprobs, topk, first_position=score_from or 0)
-        reason, found = completion.finish_reason, {"topk_ids": ids, "topk_log_probs": log_probs}
+        ids, log_probs, own = unpack_topk(logprobs, topk, first_position=score_from or 0)
+        reason = completion.finish_reason
+        found = {"topk_ids": ids, "topk_log_probs": log_probs, "token_log_probs": own}
         return TokenOutput(
             token_ids=list(completion.token_ids) if score_from is None else [],
             stop_reason="aborted" if reason == "abort" else "completed",
@@ -116,9 +125,7 @@ class TopKServer(vLLMHttpServer):
             token_ids: at least two.
             adapters: answer as the student does, with its adapters; else with the base weights.
         """
-        adapter = None
-        if adapters and self.lora_as_adapter and VLLM_LORA_INT_ID in await self.engine.list_loras():
-            adapter = LoRARequest(lora_name=VLLM_LORA_NAME, lora_int_id=VLLM_LORA_INT_ID, lora_path=VLLM_LORA_PATH)
+        adapter = await self._students_adapter() if adapters else None
         wanted = {"max_tokens": 1, "temperature": 0.0, "prompt_logprobs": 1}
         output = await self._run(token_ids, wanted, uuid4().hex, adapter)
         if output is None or output.prompt_logprobs is None:
@@ -126,6 +133,12 @@ class TopKServer(vLLMHttpServer):
         # Of every position the token that stands there comes first, then the likeliest.
         values = np.asarray(output.prompt_logprobs.logprobs[output.prompt_logprobs.start_indices[1] :], np.float32)
         return values.reshape(-1, 2)[:, 0].copy()
+
+    async def _students_adapter(self) -> LoRARequest | None:
+        """How a request names the student's adapter; None where it has none, or none has arrived."""
+        if not self.lora_as_adapter or VLLM_LORA_INT_ID not in await self.engine.list_loras():
+            return None
+        return LoRARequest(lora_name=VLLM_LORA_NAME, lora_int_id=VLLM_LORA_INT_ID, lora_path=VLLM_LORA_PATH)
 
     def _get_worker_extension_cls(self) -> str:
         if not self.lora_as_adapter:
@@ -167,8 +180,8 @@ class TopKServer(vLLMHttpServer):
         return result
 
 
-def unpack_topk(logprobs: FlatLogprobs, topk: int, first_position: int) -> tuple[np.ndarray, np.ndarray]:
-    """Arrays of the top-k of every position from `first_position` on.
+def unpack_topk(logprobs: FlatLogprobs, topk: int, first_position: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Arrays of the top-k of every position from `first_position` on, and log-probs of the tokens that stand there.
 
     vLLM puts the token that stands at a position first, then the K best: K + 1 entries a position (the first prompt
     token has none).
@@ -179,14 +192,14 @@ def unpack_topk(logprobs: FlatLogprobs, topk: int, first_position: int) -> tuple
         first_position: first position to return.
 
     Returns:
-        ids int32 [R, K] and log-probs float32 [R, K], best first.
+        ids int32 [R, K] and log-probs float32 [R, K], best first; log-probs float32 [R] of the tokens themselves.
     """
     if first_position >= len(logprobs):
-        return np.empty((0, topk), np.int32), np.empty((0, topk), np.float32)
+        return np.empty((0, topk), np.int32), np.empty((0, topk), np.float32), np.empty(0, np.float32)
     start = logprobs.start_indices[first_position]
     ids = np.asarray(logprobs.token_ids[start:], np.int32).reshape(-1, topk + 1)
     values = np.asarray(logprobs.logprobs[start:], np.float32).reshape(-1, topk + 1)
-    return ids[:, 1:].copy(), values[:, 1:].copy()
+    return ids[:, 1:].copy(), values[:, 1:].copy(), values[:, 0].copy()
 
 
 class TopKReplica(vLLMReplica):

@@ -94,6 +94,18 @@ _REWRITE = [
         _rewrites,
         "trd.trajectory=y_r",
     ),
+    Rule(_names("trd.rewrite", "when", "thoughts", "retries"), _rewrites, "trd.trajectory=y_r"),
+    Rule(
+        ("trd.rewrite.reject.copied_frac_above",),
+        lambda trd: _rewrites(trd) and trd.rewrite.with_reference,
+        "trd.trajectory=y_r and trd.rewrite.with_reference=true",
+    ),
+    Rule(("trd.rewrite.reject",), _rewrites, "trd.trajectory=y_r"),
+    Rule(
+        ("trd.rewrite_thinking",),
+        lambda trd: _own_loss(trd) and _node_shown(trd, Node.REWRITE),
+        "trd.trajectory=y_r or trd.teacher.context=refine",
+    ),
     Rule(
         _names("trd.rewrite", "template", "with_reference", "max_prompt_length"),
         lambda trd: _own_loss(trd) and _node_shown(trd, Node.REWRITE),

@@ -46,8 +46,27 @@ class Scorer(StrEnum):
         return self in (Scorer.GENERATION, Scorer.PREFILL)
 
 
+class When(StrEnum):
+    """`trd.rewrite.when`: for which rollouts the teacher is asked for a rewrite."""
+
+    ALWAYS = "always"
+    INCORRECT_ONLY = "incorrect_only"
+    """Those that the reward function finds wrong."""
+
+
+class Thoughts(StrEnum):
+    """`trd.rewrite.thoughts`: what becomes of thoughts (`<think>`) inside a rewrite."""
+
+    STRIP = "strip"
+    """They are cut out; what follows them is y_r."""
+    REJECT = "reject"
+    """The rewrite is rejected."""
+    KEEP = "keep"
+    """They are trained on."""
+
+
 class Fallback(StrEnum):
-    """`trd.rewrite.fallback`: what becomes of a sample whose rewrite is rejected."""
+    """`trd.rewrite.fallback`: what becomes of a sample without an accepted rewrite."""
 
     Y_O = "y_o"
     """y_o stands in for y_r."""

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from verl.base_config import BaseConfig
 
-from recipe.trd.config.axes import Fallback, Scorer, Weights
+from recipe.trd.config.axes import Fallback, Scorer, Thoughts, Weights, When
 from recipe.trd.config.contexts import CONTEXTS
 from recipe.trd.config.validate import at_least, member, one_of, require
 
@@ -76,6 +76,42 @@ class TeacherConfig(BaseConfig):
 
 
 @dataclass(kw_only=True)
+class RejectConfig(BaseConfig):
+    """Rewrites that are rejected beside those that cannot be trained on (empty, overlong); see rewrite/rejection.py."""
+
+    unfinished: bool
+    """The teacher ran into its token limit; false trains on a y_r without an end of turn."""
+    copy: bool
+    """y_r is y_o, token by token."""
+    repeated_frac_above: float | None
+    """Share of the tokens of y_r that repeat an earlier passage of it, in [0, 1]."""
+    length_ratio_below: float | None
+    """Tokens of y_r for each of y_o."""
+    length_ratio_above: float | None
+    meta: bool
+    """y_r speaks of an attempt, an earlier solution or a reference."""
+    copied_frac_above: float | None
+    """Share of the tokens of y_r that were copied from the reference, in [0, 1]."""
+    student_log_prob_below: float | None
+    """Mean log-prob of y_r under the student's server, nats a token; costs one scoring request a rewrite."""
+    no_answer: bool
+    """The reward function finds no answer in y_r (an empty `pred`)."""
+    wrong: bool
+    """The reward function finds y_r wrong (`acc`, else `score`, below 1)."""
+
+    def __post_init__(self) -> None:
+        node = "trd.rewrite.reject"
+        for key in ("repeated_frac_above", "copied_frac_above"):
+            value = getattr(self, key)
+            require(value is None or 0 <= value < 1, f"{node}.{key}", value, "in [0, 1), or null")
+        low, high = self.length_ratio_below, self.length_ratio_above
+        require(low is None or low > 0, f"{node}.length_ratio_below", low, "more than 0, or null")
+        require(high is None or high > (low or 0), f"{node}.length_ratio_above", high, "more than the lower bound")
+        floor = self.student_log_prob_below
+        require(floor is None or floor < 0, f"{node}.student_log_prob_below", floor, "less than 0, or null")
+
+
+@dataclass(kw_only=True)
 class RewriteConfig(BaseConfig):
     """How y_r is asked for, and what happens to a sample whose rewrite is rejected."""
 
@@ -97,13 +133,30 @@ class RewriteConfig(BaseConfig):
     """Nucleus of y_r, in (0, 1]."""
     top_k: int
     """Most likely tokens that y_r is drawn from; -1 is all."""
+    when: When
+    """`always`, or `incorrect_only`: a y_o that is right is not rewritten, and goes by `fallback`."""
+    thoughts: Thoughts
+    """Thoughts (`<think>...</think>`) inside y_r: `strip`, `reject` or `keep`."""
+    reject: RejectConfig
+    retries: int
+    """How often the teacher is asked again after a rejected rewrite."""
     fallback: Fallback
-    """A rejected rewrite is replaced by `y_o` under a context without it, or the sample is left out (`mask`)."""
+    """A sample without an accepted rewrite is trained on `y_o` under a context without the rewrite, or left out
+    (`mask`)."""
 
     def __post_init__(self) -> None:
         if self.weights is not None:
             member(self, "trd.rewrite", "weights", Weights)
+        member(self, "trd.rewrite", "when", When)
+        member(self, "trd.rewrite", "thoughts", Thoughts)
         member(self, "trd.rewrite", "fallback", Fallback)
+        at_least("trd.rewrite.retries", self.retries, 0)
+        require(
+            self.retries == 0 or self.temperature > 0,
+            "trd.rewrite.retries",
+            self.retries,
+            "0 with trd.rewrite.temperature=0, which writes the same again; raise the temperature",
+        )
         at_least("trd.rewrite.max_prompt_length", self.max_prompt_length, 1)
         at_least("trd.rewrite.max_response_length", self.max_response_length, 1)
         # The server would refuse every request instead, and every sample would fall back.

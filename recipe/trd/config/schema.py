@@ -41,7 +41,7 @@ class TrdConfig(BaseConfig):
     teacher_thinking: bool | None
     """The same in the vanilla and the privileged context; None is what the student's template is given."""
     rewrite_thinking: bool | None
-    """The same in the refine context, in which y_r is written and scored."""
+    """The same in the refine context, in which y_r is written and scored; `false` by default."""
     student: StudentConfig
     teacher: TeacherConfig | None
     """null: a method without a teacher."""
@@ -90,11 +90,11 @@ class TrdConfig(BaseConfig):
         for role in ("student", "teacher", "rewrite"):
             key, value = f"trd.{role}_thinking", getattr(self, f"{role}_thinking")
             require(value in (None, True, False), key, value, "true, false or null")
-            kinds = {"teacher": ("privileged", "vanilla"), "rewrite": ("refine",)}.get(role, ())
-            if value is not None and kinds and key not in {context.thinking_key for context in contexts}:
+            unused = role == "teacher" and key not in {context.thinking_key for context in contexts}
+            if value is not None and unused:
                 raise ValueError(
                     f"{key}={value}: no response of method {self.method} is written or scored under the context "
-                    f"{' or '.join(kinds)}; leave it null"
+                    "privileged or vanilla; leave it null"
                 )
 
     def _check_upstream(self) -> None:

@@ -109,6 +109,7 @@ def _objective(setup: Setup) -> None:
 
 
 def _student_server(setup: Setup) -> None:
+    student_server.check_floor(setup.config, setup.trd, limit=setup.student.max_positions)
     if setup.trd.teacher_plan is not None and setup.trd.teacher_plan.asks_student:
         student_server.prepare(setup.config, setup.trd, limit=setup.student.max_positions)
 

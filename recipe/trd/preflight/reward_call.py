@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.utils.reward_score import default_compute_score
 
@@ -19,7 +19,7 @@ def check(config: DictConfig, sample: Mapping[str, Any]) -> None:
         sample: columns of a training sample.
 
     Raises:
-        ValueError: it cannot be loaded, raises, or returns no number.
+        ValueError: it cannot be loaded, raises, returns no number, or no answer where `trd.rewrite.reject` needs it.
     """
     function = config.reward.custom_reward_function
     key = f"reward.custom_reward_function.path={function.path}"
@@ -48,6 +48,12 @@ def check(config: DictConfig, sample: Mapping[str, Any]) -> None:
     if isinstance(value, str) or not _is_float(value):
         raise ValueError(
             f"{key}: on the first training sample it returns {score!r}; return a number, or a dict with `score`"
+        )
+    reject = OmegaConf.select(config, "trd.rewrite.reject.no_answer")
+    if reject and not (isinstance(score, Mapping) and "pred" in score):
+        raise ValueError(
+            f"trd.rewrite.reject.no_answer=True: the reward function {function.path} does not say which answer it "
+            "found; let it return a dict with `pred`, or set it to false"
         )
 
 

@@ -2,6 +2,7 @@
 
 from omegaconf import DictConfig, open_dict
 
+from recipe.trd.config.axes import Trajectory
 from recipe.trd.config.schema import TrdConfig
 from recipe.trd.config.teacher_plan import Holder
 
@@ -49,3 +50,24 @@ def prepare(config: DictConfig, trd: TrdConfig, *, limit: int) -> None:
             # The model's own distribution, whatever it is sampled with.
             rollout.logprobs_mode = "raw_logprobs"
             rollout.engine_kwargs.vllm.max_logprobs = trd.objective.top_k
+
+
+def check_floor(config: DictConfig, trd: TrdConfig, *, limit: int) -> None:
+    """Whether the server can score y_r, where `trd.rewrite.reject` asks for that. Arguments as in `prepare`.
+
+    Raises:
+        ValueError: it cannot; the message says what to change.
+    """
+    if trd.rewrite.reject.student_log_prob_below is None or trd.trajectory is not Trajectory.Y_R:
+        return
+    rollout = config.actor_rollout_ref.rollout
+    server, limit = rollout.name, rollout.max_model_len or limit
+    key = f"trd.rewrite.reject.student_log_prob_below={trd.rewrite.reject.student_log_prob_below}"
+    if server != "vllm":
+        raise ValueError(f"{key}: only the servers of vllm score, not {server}; set it to null")
+    needed = trd.student.max_prompt_length + trd.student.max_response_length + 1
+    if needed > limit:
+        raise ValueError(
+            f"{key}: scoring y_r needs {needed} tokens on the student's server, which has {limit}; raise "
+            "actor_rollout_ref.rollout.max_model_len, or lower data.max_response_length"
+        )

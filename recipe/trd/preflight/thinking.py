@@ -67,7 +67,9 @@ def check_teacher(
     assert trd.teacher_plan is not None, "there is a teacher"
     for context in sorted(trd.teacher_plan.in_use, key=lambda context: context.name):
         key, thinking = context.thinking_key, context.thinking
-        _check_known(key, thinking, teacher, template_kwargs)
+        # The refine context thinks not by default, which a template without the switch does anyway.
+        if thinking or key != "trd.rewrite_thinking":
+            _check_known(key, thinking, teacher, template_kwargs)
         teacher_kwargs = switched(template_kwargs, thinking)
         if _begin_alike((student, template_kwargs), (teacher, teacher_kwargs)):
             if thinking is None and trd.trajectory is Trajectory.Y_O and not reacts(student, template_kwargs):

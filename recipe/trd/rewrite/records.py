@@ -21,7 +21,7 @@ class SampleRecord:
     rolled_out: float
     """When y_o was complete, Unix time, s."""
     verdict: str | None = None
-    """A `gates.Verdict`; None where nothing was to be rewritten."""
+    """A `Verdict`; None where nothing was to be rewritten."""
     trained_on: str = "y_o"
     """`y_r`, `y_o` (the rollout, or the fallback for a rejected rewrite) or `none` (masked)."""
     y_r_ids: list[int] | None = None
@@ -33,8 +33,12 @@ class SampleRecord:
     """Tokens of the reference solution that a context left out."""
     no_reference: bool = False
     """A context needed a reference solution, and the row has none."""
-    copied_frac: float | None = None
-    """Of an accepted rewrite that saw a reference: share of its tokens that were copied from there."""
+    evidence: dict[str, Any] | None = None
+    """What is known of a finished rewrite: a `rejection.Evidence` as a dictionary; of the last attempt."""
+    num_attempts: int = 0
+    """How often the teacher was asked for a rewrite."""
+    num_thought_tokens: int = 0
+    """Tokens of thoughts that were stripped from y_r."""
     rewrite_span: Span | None = None
     teacher_prompt_ids: list[int] | None = None
     """The context that the teacher's rows were computed under."""
@@ -66,10 +70,10 @@ def _mean(values: Sequence[float]) -> float:
 def step_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
     """Metrics of one step.
 
-    `trd/y_o_acc` is over all samples, `trd/y_r_acc` over accepted rewrites; `trd/wrong_to_right` and
-    `trd/right_to_wrong` are fractions of all samples. `timing_s/rewrite` is the time in which at least one rewrite ran,
-    `timing_s/teacher` the same with scoring passes; `trd/rewrite_overlap_frac` is the part of `timing_s/rewrite` in
-    which students' rollouts of the same step were still running.
+    `trd/y_o_acc` is over all samples, `trd/y_r_acc` over accepted rewrites, whose rate is over those asked for;
+    `trd/wrong_to_right` and `trd/right_to_wrong` are fractions of all samples. `timing_s/rewrite` is the time in which
+    at least one rewrite ran, `timing_s/teacher` the same with scoring passes; `trd/rewrite_overlap_frac` is the part of
+    `timing_s/rewrite` in which students' rollouts of the same step were still running.
 
     Args:
         records: `SampleRecord.as_dict()` of every sample of the step, padding rows left out.
@@ -84,7 +88,6 @@ def step_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         "trd/y_o_length/mean": _mean([len(r["y_o_ids"]) for r in records]),
         "trd/no_reference_frac": sum(r["no_reference"] for r in records) / len(records),
         "trd/reference_cut_tokens/mean": _mean([r["num_cut_reference"] for r in records]),
-        "trd/reference_copied_frac": _mean([r["copied_frac"] for r in records if r["copied_frac"] is not None]),
         "timing_s/teacher": busy_seconds(scorings),
     }
     if records[0]["verdict"] is not None:
@@ -97,12 +100,15 @@ def _rewrite_metrics(records: Sequence[dict[str, Any]], scorings: Sequence[Span]
     verdicts = Counter(record["verdict"] for record in records)
     rewritten = [r for r in records if r["y_r_ids"]]
     graded = [r for r in records if r["y_o_acc"] is not None and r["y_r_acc"] is not None]
-    rewrites = [tuple(r["rewrite_span"]) for r in records]
+    rewrites = [tuple(r["rewrite_span"]) for r in records if r["rewrite_span"]]
+    num_asked = len(rewrites)
     last_rollout = max(r["rolled_out"] for r in records)
     rewrite_s = busy_seconds(rewrites)
     before_last = busy_seconds((start, min(end, last_rollout)) for start, end in rewrites if start < last_rollout)
     metrics = {
-        "trd/rewrite_accept_rate": verdicts[Verdict.ACCEPTED] / num,
+        "trd/rewrite_accept_rate": verdicts[Verdict.ACCEPTED] / num_asked if num_asked else float("nan"),
+        "trd/rewrite_attempts/mean": _mean([r["num_attempts"] for r in records if r["rewrite_span"]]),
+        "trd/rewrite_thought_tokens/mean": _mean([r["num_thought_tokens"] for r in records if r["rewrite_span"]]),
         "trd/y_r_acc": _mean([r["y_r_acc"] for r in records if r["y_r_acc"] is not None]),
         "trd/wrong_to_right": sum(r["y_o_acc"] < 1 <= r["y_r_acc"] for r in graded) / num,
         "trd/right_to_wrong": sum(r["y_r_acc"] < 1 <= r["y_o_acc"] for r in graded) / num,
@@ -113,4 +119,20 @@ def _rewrite_metrics(records: Sequence[dict[str, Any]], scorings: Sequence[Span]
         "timing_s/teacher": busy_seconds([*rewrites, *scorings]),
         "trd/rewrite_overlap_frac": before_last / rewrite_s if rewrite_s > 0 else 0.0,
     }
+    metrics |= _evidence_metrics([r["evidence"] for r in records if r["evidence"]])
     return metrics | {f"trd/verdict/{verdict}": verdicts[verdict] / num for verdict in Verdict}
+
+
+def _evidence_metrics(found: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over finished rewrites, and over those of them of which it is known."""
+
+    def mean(key: str) -> float:
+        return _mean([evidence[key] for evidence in found if evidence[key] is not None])
+
+    return {
+        "trd/rewrite_meta_frac": _mean([bool(evidence["meta_phrases"]) for evidence in found]),
+        "trd/rewrite_repeated_frac": mean("repeated_frac"),
+        "trd/rewrite_length_ratio/mean": mean("length_ratio"),
+        "trd/reference_copied_frac": mean("copied_frac"),
+        "trd/y_r_student_log_prob/mean": mean("student_log_prob"),
+    }

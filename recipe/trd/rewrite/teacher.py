@@ -4,6 +4,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -12,10 +13,10 @@ from transformers import PreTrainedTokenizerBase
 from verl.workers.rollout.llm_server import LLMServerClient
 from verl.workers.rollout.replica import TokenOutput
 
-from recipe.trd.config.axes import Scorer
+from recipe.trd.config.axes import Scorer, Thoughts
 from recipe.trd.config.schema import TrdConfig
 from recipe.trd.config.teacher_plan import Holder, TeacherContext
-from recipe.trd.rewrite import teacher_prompt
+from recipe.trd.rewrite import teacher_prompt, thoughts
 from recipe.trd.rewrite.chat_template import switched
 from recipe.trd.rewrite.teacher_prompt import Message, TeacherPrompt
 from recipe.trd.rewrite.topk import TopKLogProbs
@@ -33,7 +34,8 @@ class Rewrite:
     prompt: TeacherPrompt | None
     """What y_r was written under; None when it did not fit."""
     y_r_ids: list[int]
-    """What the teacher wrote, whatever the verdict; empty when it was not asked or did not answer."""
+    """What the teacher wrote, whatever the verdict, without thoughts where they are stripped; empty when it was not
+    asked or did not answer."""
     topk: TopKLogProbs | None
     """The teacher's distribution at every token of an accepted y_r, when `trd.teacher.scorer=generation`."""
     started: float
@@ -41,6 +43,8 @@ class Rewrite:
     """Unix time, s."""
     error: str | None = None
     """What the server said when it failed."""
+    num_thought_tokens: int = 0
+    """Tokens of thoughts that were stripped."""
 
 
 class TeacherClient:
@@ -126,9 +130,21 @@ class TeacherClient:
         return TopKLogProbs(self._renamed(output.extra_fields["topk_ids"]), output.extra_fields["topk_log_probs"])
 
     async def rewrite(
-        self, raw_prompt: Sequence[Message], y_o_ids: Sequence[int], y_star: str | None = None
+        self,
+        raw_prompt: Sequence[Message],
+        y_o_ids: Sequence[int],
+        y_star: str | None = None,
+        *,
+        in_thought: bool = False,
     ) -> Rewrite:
-        """Ask for y_r under the refine context and judge it. A server that fails is a verdict, not an exception."""
+        """Ask for y_r under the refine context and judge its form. A server that fails is a verdict, not an exception.
+
+        Args:
+            raw_prompt: the student's conversation.
+            y_o_ids: the rollout.
+            y_star: the reference solution.
+            in_thought: whether the student's prompt ends inside a thought, which a y_r without thoughts has to close.
+        """
         settings, refine = self.config.rewrite, self.plan.refine
         assert refine is not None, "the method rewrites"
         started = time.time()
@@ -154,18 +170,34 @@ class TeacherClient:
             # The network boundary: the sample falls back, the failure is counted, the watchdog looks after the server.
             logger.exception("the teacher's server failed on a rewrite")
             return Rewrite(Verdict.FAILED, prompt, [], None, started, time.time(), error=one_line(error))
-        y_r_ids = list(output.token_ids)
-        verdict = judge(
-            y_r_ids,
-            finish_reason=output.extra_fields.get(
-                "finish_reason", "abort" if output.stop_reason == "aborted" else None
-            ),
+        verdict, num_thought_tokens = self._judge(output, in_thought=in_thought)
+        scored = None
+        if topk and verdict is Verdict.ACCEPTED:
+            rows = self._topk(output)
+            scored = rows.from_token(num_thought_tokens)
+        y_r_ids = self._renamed(np.asarray(output.token_ids[num_thought_tokens:], dtype=np.int64)).tolist()
+        return Rewrite(verdict, prompt, y_r_ids, scored, started, time.time(), num_thought_tokens=num_thought_tokens)
+
+    def _judge(self, output: TokenOutput, *, in_thought: bool) -> tuple[Verdict, int]:
+        """Verdict on the form of what the server sent, and the number of thought tokens that it begins with."""
+        settings, ids = self.config.rewrite, list(output.token_ids)
+        aborted = "abort" if output.stop_reason == "aborted" else None
+        judged = partial(
+            judge,
+            finish_reason=output.extra_fields.get("finish_reason", aborted),
             eos_token_ids=self.eos_token_ids,
-            max_length=self.max_response_length,
+            allow_unfinished=not settings.reject.unfinished,
         )
-        scored = self._topk(output) if topk and verdict is Verdict.ACCEPTED else None
-        y_r_ids = self._renamed(np.asarray(y_r_ids, dtype=np.int64)).tolist()
-        return Rewrite(verdict, prompt, y_r_ids, scored, started, time.time())
+        verdict = judged(ids, max_length=len(ids))
+        if verdict is Verdict.ACCEPTED and settings.thoughts is Thoughts.REJECT:
+            has_thoughts = thoughts.has_thoughts(self.tokenizer, ids)
+            return (Verdict.THOUGHTS, 0) if has_thoughts else (judged(ids, max_length=self.max_response_length), 0)
+        num_thought_tokens: int | None = 0
+        if verdict is Verdict.ACCEPTED and settings.thoughts is Thoughts.STRIP:
+            num_thought_tokens = thoughts.num_thought_tokens(self.tokenizer, ids, keep_close=in_thought)
+        if num_thought_tokens is None:
+            return Verdict.THOUGHTS, 0
+        return judged(ids[num_thought_tokens:], max_length=self.max_response_length), num_thought_tokens
 
     async def score(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> TopKLogProbs:
         """The teacher's top-k at every response token, by one forward pass over context and response (scorer
@@ -184,3 +216,21 @@ class TeacherClient:
         if output.stop_reason == "aborted":
             raise RuntimeError("the teacher's server aborted a scoring request")
         return self._topk(output)
+
+    async def student_log_prob(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> float:
+        """Mean log-prob of a response under the student as it is now, nats a token; on the student's server.
+
+        Raises:
+            Exception: whatever the server raised, or RuntimeError when it aborted.
+        """
+        output = await self._ask(
+            Holder.STUDENT,
+            prompt_ids=[*prompt_ids, *response_ids],
+            sampling_params={},
+            topk=1,
+            score_from=len(prompt_ids),
+            as_student=True,
+        )
+        if output.stop_reason == "aborted":
+            raise RuntimeError("the student's server aborted a scoring request")
+        return float(np.mean(output.extra_fields["token_log_probs"]))

@@ -11,3 +11,7 @@ class TopKLogProbs:
 
     ids: np.ndarray
     log_probs: np.ndarray
+
+    def from_token(self, start: int) -> "TopKLogProbs":
+        """The rows of token `start` and those after it."""
+        return self if start == 0 else TopKLogProbs(self.ids[start:].copy(), self.log_probs[start:].copy())

@@ -3,7 +3,6 @@
 A sample is rewritten and scored as soon as its rollout is there, while other samples still roll out.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -20,29 +19,23 @@ from verl.utils.config import omega_conf_to_dataclass
 from recipe.trd.config.axes import Fallback, Scorer, Trajectory
 from recipe.trd.config.schema import TrdConfig
 from recipe.trd.rewrite import alignment
-from recipe.trd.rewrite.copying import copied_frac
 from recipe.trd.rewrite.records import SampleRecord
 from recipe.trd.rewrite.teacher import Rewrite, TeacherClient
 from recipe.trd.rewrite.teacher_prompt import Message, TeacherPrompt, reference
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.rewrite.verdict import Verdict
 from recipe.trd.training import loss  # noqa: F401  verl looks its loss up in every process
+from recipe.trd.training.rewriting import Rewriter
+from recipe.trd.training.training_sample import (
+    TrainingSample,
+    accuracy,
+    as_sample,
+    detached_copy,
+    with_policy_sample,
+)
 from verl_ext.runtime.errors import one_line
 
 logger = logging.getLogger(__name__)
-
-TENSORS = ("teacher_input_ids", "is_policy")
-"""Extra fields of a sample that reach the training workers as tensors."""
-
-
-class TrainingSample(AgentLoopOutput):
-    """verl's sample; extra fields named in TENSORS become columns of their own."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Columns of the sample in TransferQueue."""
-        output = super().as_dict()
-        output.update({name: output["extra_fields"].pop(name) for name in TENSORS if name in output["extra_fields"]})
-        return output
 
 
 def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:
@@ -94,7 +87,7 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
     ) -> None:
         if not validate:
             (y_o,) = output if isinstance(output, list) else [output]
-            output = [*await self._training_samples(_as_sample(y_o), kwargs)]
+            output = [*await self._training_samples(as_sample(y_o), kwargs)]
         await super()._agent_loop_postprocess(output, validate, **kwargs)
 
     async def _compute_teacher_logprobs(self, *args: Any, **kwargs: Any) -> None:
@@ -104,26 +97,23 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         """The samples that a rollout gives: what the divergence is trained on, and y_o for a task reward beside y_r."""
         record = SampleRecord(y_o_ids=y_o.response_ids, rolled_out=time.time())
         y_star = reference(kwargs, self.trd.reference_key) if self.plan.needs_reference else None
-        rewrite = None
+        rewrite, y_r = None, None
         if self.trd.trajectory is Trajectory.Y_R:
-            rewrite, _ = await asyncio.gather(
-                self.teacher.rewrite(kwargs["raw_prompt"], y_o.response_ids, y_star), self._compute_score([y_o], kwargs)
-            )
-            self._note_rewrite(record, rewrite, y_star)
+            rewrite, y_r = await self._rewriter().rewrite(y_o, kwargs, record, y_star)
         else:
             await self._compute_score([y_o], kwargs)
         record.y_o_acc = accuracy(y_o)
         sample = y_o
-        if rewrite is not None and rewrite.verdict is Verdict.ACCEPTED:
-            sample = _with_response(y_o, rewrite.y_r_ids)
-            # Graded before anything is attached: verl sends all extra fields to the reward worker.
-            await self._compute_score([sample], kwargs)
-            record.y_r_acc, record.trained_on = accuracy(sample), "y_r"
+        if y_r is not None:
+            sample, record.y_r_acc, record.trained_on = y_r, accuracy(y_r), "y_r"
         if self.trd.trains_both:
-            sample = _copy(sample)
+            sample = detached_copy(sample)
         await self._attach_teacher(sample, rewrite, record, raw_prompt=kwargs["raw_prompt"], y_star=y_star)
         sample.extra_fields["trd"] = record.as_dict()
-        return [sample] if not self.trd.trains_both else _with_policy_sample(sample, y_o)
+        return [sample] if not self.trd.trains_both else with_policy_sample(sample, y_o)
+
+    def _rewriter(self) -> Rewriter:
+        return Rewriter(self.trd.rewrite, teacher=self.teacher, tokenizer=self.tokenizer, grade=self._compute_score)
 
     async def _attach_teacher(
         self,
@@ -189,63 +179,6 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         if rewrite is not None and not rejected and context == self.plan.refine:
             return rewrite.prompt
         return self.teacher.prompt(context, raw_prompt, y_o_ids=y_o_ids, y_star=y_star)
-
-    def _note_rewrite(self, record: SampleRecord, rewrite: Rewrite, y_star: str | None) -> None:
-        record.verdict, record.error = str(rewrite.verdict), rewrite.error
-        record.y_r_ids = rewrite.y_r_ids or None
-        record.rewrite_span = (rewrite.started, rewrite.ended)
-        if rewrite.prompt is not None:
-            record.num_cut, record.num_cut_reference = rewrite.prompt.num_cut, rewrite.prompt.num_cut_reference
-        if rewrite.verdict is Verdict.ACCEPTED and self.trd.rewrite.with_reference and y_star is not None:
-            y_star_ids = self.teacher.tokenizer.encode(y_star, add_special_tokens=False)
-            record.copied_frac = copied_frac(rewrite.y_r_ids, y_star_ids=y_star_ids, y_o_ids=record.y_o_ids)
-
-
-def accuracy(output: AgentLoopOutput) -> float | None:
-    """`acc` of the reward function, else its score; None when nothing was scored."""
-    if output.reward_score is None:
-        return None
-    return float(output.extra_fields.get("reward_extra_info", {}).get("acc", output.reward_score))
-
-
-def _as_sample(output: AgentLoopOutput) -> TrainingSample:
-    """The same fields set, nothing else: verl writes only those, and what was put into a default of extra_fields."""
-    return TrainingSample(**{name: getattr(output, name) for name in {*output.model_fields_set, "extra_fields"}})
-
-
-def _copy(sample: TrainingSample) -> TrainingSample:
-    return sample.model_copy(update={"extra_fields": dict(sample.extra_fields)})
-
-
-def _with_response(y_o: TrainingSample, response_ids: list[int]) -> TrainingSample:
-    """Another response in the place of y_o: same prompt, same weight version, a reward of its own."""
-    fields = {name: value for name, value in y_o.extra_fields.items() if name != "reward_extra_info"}
-    return TrainingSample(
-        prompt_ids=y_o.prompt_ids,
-        response_ids=response_ids,
-        response_mask=[1] * len(response_ids),
-        num_turns=y_o.num_turns,
-        metrics=y_o.metrics,
-        extra_fields=fields,
-    )
-
-
-def _with_policy_sample(sample: TrainingSample, y_o: TrainingSample) -> list[TrainingSample]:
-    """The sample and, last, y_o with its reward: verl takes the last sample of a session for the advantage.
-
-    Both have the same columns; those of the teacher are placeholders in the sample of y_o, which no divergence reads.
-    """
-    sample.reward_score = None
-    policy = _copy(y_o)
-    num_prompt, num_response = len(y_o.prompt_ids), len(y_o.response_ids)
-    if "teacher_input_ids" in sample.extra_fields:
-        policy.extra_fields["teacher_input_ids"] = torch.tensor([*y_o.prompt_ids, *y_o.response_ids])
-    if "teacher_ids" in sample.extra_fields:
-        top_k = sample.extra_fields["teacher_ids"].shape[1]
-        empty = alignment.at_student_positions(None, num_prompt=num_prompt, num_response=num_response, top_k=top_k)
-        policy.extra_fields["teacher_ids"], policy.extra_fields["teacher_logprobs"] = empty
-    sample.extra_fields["is_policy"], policy.extra_fields["is_policy"] = torch.tensor([0]), torch.tensor([1])
-    return [sample, policy]
 
 
 class TrdAgentLoopManager(AgentLoopManagerTQ):

@@ -111,7 +111,19 @@ METHODS = ["method=trd_opd", "method=opsd", "method=trd_opsd", "method=opd_forwa
 @pytest.mark.parametrize("template", [None, HYBRID, THINKER])
 @pytest.mark.parametrize("kwargs", [{}, {"enable_thinking": False}, {"enable_thinking": True}], ids=str)
 def test_one_template_begins_alike(speak, capsys, method, template, kwargs):
-    assert warnings_of(capsys, method, student=speak(template), teacher=speak(template), **kwargs) == []
+    # The rewrite thinks not unless asked: a student that does begins elsewhere, which is said.
+    lines = warnings_of(capsys, method, student=speak(template), teacher=speak(template), **kwargs)
+    thinks = template == HYBRID and kwargs.get("enable_thinking", True)
+    expected = ["refine context; trd.rewrite_thinking=True makes them alike"] * (
+        thinks and method in {"method=trd_opd", "method=trd_opsd", "method=sft_y_r"}
+    )
+    assert [line[-len(expected[0]) :] if expected else line for line in lines] == expected
+
+
+def test_a_rewrite_that_thinks_not_needs_no_switch_in_the_template(speak, capsys):
+    assert trd_of(compose_run()).teacher_plan.refine.thinking is False
+    assert warnings_of(capsys, "method=trd_opd", student=speak(), teacher=speak(THINKER)) != []
+    assert warnings_of(capsys, "method=trd_opd", student=speak(), teacher=speak()) == []
 
 
 def test_a_model_without_thoughts_and_an_empty_block_begin_alike(speak, capsys):
@@ -172,7 +184,6 @@ def test_a_difference_that_nobody_asked_for_is_refused(speak):
     [
         (["method=grpo", "trd.teacher_thinking=true"], "trd.teacher_thinking=True"),
         (["method=opd", "trd.teacher_thinking=false"], "trd.teacher_thinking=False"),
-        (["method=opsd", "trd.rewrite_thinking=false"], "trd.rewrite_thinking=False"),
         (["method=sft_y_r", "trd.teacher_thinking=false"], "trd.teacher_thinking=False"),
         (["method=trd_opd", "trd.rewrite.fallback=mask", "trd.teacher_thinking=false"], "trd.teacher_thinking=False"),
     ],

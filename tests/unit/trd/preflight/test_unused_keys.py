@@ -54,6 +54,13 @@ def test_a_method_as_it_is_shipped_has_no_such_key(method):
         # Axes that this method does not use.
         ("opsd", "trd.rewrite.temperature=0.5"),
         ("opsd", "trd.rewrite.fallback=mask"),
+        ("opsd", "trd.rewrite.when=incorrect_only"),
+        ("opd", "trd.rewrite.thoughts=reject"),
+        ("grpo", "trd.rewrite.retries=2"),
+        ("opsd", "trd.rewrite.reject.wrong=true"),
+        ("opsd", "trd.rewrite_thinking=true"),
+        ("grpo", "trd.rewrite_thinking=true"),
+        ("trd_opd", "trd.rewrite.reject.copied_frac_above=0.5"),
         ("opsd", "trd.rewrite.template=math_refine"),
         ("opsd", "trd.teacher.ema_decay=0.5"),
         ("opsd", "trd.teacher.engine.path=elsewhere"),

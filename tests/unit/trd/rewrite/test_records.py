@@ -181,3 +181,38 @@ def test_teacher_in_the_trainer_takes_no_time_of_a_server():
 def test_records_survive_the_way_through_json():
     steps = [record(), record(verdict=Verdict.EMPTY, trained_on="y_o", y_r_ids=None, y_r_acc=None), record()]
     assert step_metrics(json.loads(json.dumps(steps))) == pytest.approx(step_metrics(steps))
+
+
+def evidence(**changes):
+    known = {"is_copy": False, "repeated_frac": 0.0, "length_ratio": 2.0, "meta_phrases": [], "copied_frac": None}
+    return {**known, "student_log_prob": None, "has_answer": None, "acc": None, **changes}
+
+
+def test_what_is_known_of_rewrites_is_averaged_over_those_of_which_it_is_known():
+    steps = [
+        record(evidence=evidence(meta_phrases=["your attempt"], student_log_prob=-1.0), num_attempts=3),
+        record(evidence=evidence(repeated_frac=0.5, length_ratio=1.0, student_log_prob=-2.0), num_attempts=1),
+        record(evidence=evidence(copied_frac=0.4), num_attempts=1, num_thought_tokens=9),
+        record(verdict=Verdict.FAILED, y_r_ids=None, num_attempts=1),
+    ]
+    metrics = step_metrics(steps)
+    expected = {
+        "trd/rewrite_meta_frac": 1 / 3,
+        "trd/rewrite_repeated_frac": 0.5 / 3,
+        "trd/rewrite_length_ratio/mean": 5 / 3,
+        "trd/reference_copied_frac": 0.4,
+        "trd/y_r_student_log_prob/mean": -1.5,
+        "trd/rewrite_attempts/mean": 6 / 4,
+        "trd/rewrite_thought_tokens/mean": 9 / 4,
+    }
+    assert {name: metrics[name] for name in expected} == pytest.approx(expected)
+
+
+def test_a_step_in_which_nothing_had_to_be_rewritten():
+    right = {"verdict": Verdict.NOT_NEEDED, "trained_on": "y_o", "y_r_ids": None, "y_r_acc": None, "y_o_acc": 1.0}
+    metrics = step_metrics([record(**right, rewrite_span=None)] * 2)
+    assert metrics["trd/verdict/not_needed"] == 1
+    assert "trd/rewrite_accept_rate" not in metrics
+    assert (metrics["timing_s/rewrite"], metrics["trd/rewrite_overlap_frac"]) == (0, 0)
+    mixed = step_metrics([record(**right, rewrite_span=None), record()])
+    assert mixed["trd/rewrite_accept_rate"] == 1  # of those that were asked for

@@ -44,4 +44,26 @@ def test_verdicts_are_the_words_of_metrics_and_dumps():
         "prompt_too_long",
         "failed",
         "no_reference",
+        "thoughts",
+        "copy",
+        "repetitive",
+        "length_ratio",
+        "meta",
+        "leak",
+        "unlikely",
+        "no_answer",
+        "wrong",
+        "not_needed",
     }
+
+
+def test_an_unfinished_rewrite_can_be_let_through_but_not_an_overlong_one():
+    asked = {"finish_reason": "length", "eos_token_ids": [END], "allow_unfinished": True}
+    assert judge([5, 6], max_length=2, **asked) is Verdict.ACCEPTED
+    assert judge([5, 6, 7], max_length=2, **asked) is Verdict.OVERLONG
+    assert judge([], max_length=2, **asked) is Verdict.EMPTY
+
+
+@pytest.mark.parametrize("verdict", Verdict)
+def test_asking_again_helps_where_the_teacher_wrote_or_failed(verdict):
+    assert verdict.is_final == (verdict in {"accepted", "no_reference", "prompt_too_long", "not_needed"})

@@ -2,13 +2,22 @@
 
 import asyncio
 import copy
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from unit.trd.training.agent_worker import (
+    CONFIGS,
+    ROW,
+    TOP_K,
+    Client,
+    prompt_of,
+    response_positions,
+    sample_of,
+    samples_of,
+)
 from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput, DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.trainer.ppo.v1 import agent_loop_tq
@@ -19,105 +28,7 @@ from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 from verl.workers.rollout.replica import TokenOutput
 
 from recipe.trd.preflight import thinking
-from recipe.trd.rewrite.teacher import TeacherClient
-from recipe.trd.training.agent_loop import TrainingSample, TrdAgentLoopWorker, _as_sample
-
-CONFIGS = Path(__file__).parents[4] / "configs"
-PROMPT = [{"role": "user", "content": "12+34=?"}]
-ROW = {"raw_prompt": PROMPT, "uid": "u", "session_id": 0, "extra_info": {"reference_solution": "12+34=46"}}
-TOP_K = 3
-
-
-class Client:
-    """Stands for verl's `LLMServerClient`: rewrites to the text that it was given, scores with rows of its own."""
-
-    def __init__(self, tokenizer, text="46", finish_reason="stop", fails_at=()):
-        self.ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
-        self.finish_reason, self.fails_at = finish_reason, fails_at
-        self.requests = []
-
-    async def generate(self, request_id, *, prompt_ids, sampling_params, topk, score_from=None):
-        kind = "rewrite" if score_from is None else "score"
-        self.requests.append({"kind": kind, "prompt_ids": prompt_ids, "score_from": score_from})
-        if kind in self.fails_at:
-            raise ConnectionError("gone")
-        num_rows = len(self.ids) if score_from is None else len(prompt_ids) - score_from
-        ids = np.arange(num_rows * topk, dtype=np.int32).reshape(-1, topk) + (100 if kind == "score" else 0)
-        fields = {"finish_reason": self.finish_reason, "topk_ids": ids, "topk_log_probs": -ids.astype(np.float32)}
-        token_ids = self.ids if score_from is None else []
-        return TokenOutput(token_ids=token_ids, stop_reason="completed", extra_fields=fields)
-
-
-def prompt_of(worker, context, y_o_ids=()):
-    return worker.teacher.prompt(context, PROMPT, y_o_ids=y_o_ids, y_star=None)
-
-
-@pytest.fixture
-def make_worker(tokenizer):
-    """A worker without its process: the method's settings, a teacher with a client, and a grader of known texts."""
-
-    def make(method, *changes, client=None, student_eos=None):
-        worker = object.__new__(TrdAgentLoopWorker)
-        overrides = [f"method={method}", "model=tiny", "data=tiny_world", "cluster=cpu", *changes]
-        with initialize_config_dir(str(CONFIGS), version_base=None):
-            config = compose("trd_trainer", overrides=[f"trd.objective.top_k={TOP_K}", *overrides])
-        worker.config, worker.trd = config, omega_conf_to_dataclass(config.trd)
-        worker.plan = worker.trd.teacher_plan
-        worker.teacher = TeacherClient(
-            config=worker.trd,
-            client=client,
-            tokenizer=tokenizer,
-            eos_token_ids=[tokenizer.eos_token_id],
-            student_eos_token_id=tokenizer.eos_token_id if student_eos is None else student_eos,
-            max_response_length=16,
-            template_kwargs={},
-        )
-        worker.graded = []
-
-        async def grade(outputs, kwargs):
-            output = outputs[-1]
-            assert not {"teacher_ids", "teacher_logprobs", "teacher_input_ids", "trd"} & set(output.extra_fields)
-            if output.reward_score is None:
-                text = tokenizer.decode(output.response_ids, skip_special_tokens=True)
-                worker.graded.append(text)
-                output.reward_score = float("46" in text)
-                output.extra_fields["reward_extra_info"] = {"acc": output.reward_score}
-
-        worker._compute_score = grade
-        return worker
-
-    return make
-
-
-@pytest.fixture
-def y_o(tokenizer):
-    """What verl's single-turn agent hands over: a wrong answer."""
-    response = [*tokenizer.encode("47", add_special_tokens=False), tokenizer.eos_token_id]
-    prompt = tokenizer.apply_chat_template(PROMPT, add_generation_prompt=True, return_dict=False)
-    return AgentLoopOutput(
-        prompt_ids=prompt,
-        response_ids=response,
-        response_mask=[1] * len(response),
-        num_turns=2,
-        metrics=AgentLoopMetrics(),
-        extra_fields={"min_global_steps": 3, "max_global_steps": 3},
-    )
-
-
-def samples_of(worker, y_o, row=ROW):
-    return asyncio.run(worker._training_samples(_as_sample(y_o), row))
-
-
-def sample_of(worker, y_o):
-    (sample,) = samples_of(worker, y_o)
-    return sample, sample.extra_fields["trd"]
-
-
-def response_positions(sample, name="teacher_ids"):
-    num_prompt = len(sample.prompt_ids)
-    rows = sample.extra_fields[name]
-    assert len(rows) == num_prompt + len(sample.response_ids)
-    return rows[num_prompt - 1 : -1].tolist()
+from recipe.trd.training.training_sample import TrainingSample, as_sample
 
 
 def test_accepted_rewrite_takes_the_place_of_y_o(make_worker, y_o, tokenizer):
@@ -313,13 +224,13 @@ def test_columns_of_a_sample():
 
 
 def test_a_sample_keeps_what_was_set_and_no_default(y_o):
-    sample = _as_sample(y_o)
+    sample = as_sample(y_o)
     assert sample.model_fields_set == y_o.model_fields_set
     assert sample.model_dump() == y_o.model_dump()
     bare = AgentLoopOutput(prompt_ids=[1], response_ids=[2], response_mask=[1], metrics=AgentLoopMetrics())
     bare.extra_fields["max_global_steps"] = 7  # which pydantic does not count as set
-    assert _as_sample(bare).extra_fields == {"max_global_steps": 7}
-    assert "reward_score" not in _as_sample(bare).model_fields_set
+    assert as_sample(bare).extra_fields == {"max_global_steps": 7}
+    assert "reward_score" not in as_sample(bare).model_fields_set
 
 
 SECRET = "zebra QUARTZ"

@@ -44,22 +44,23 @@ def prompt_and_response():
 
 
 def test_generated_tokens_have_a_row_each_without_the_sampled_one():
-    ids, log_probs = unpack_topk(generated(), TOP_K, 0)
+    ids, log_probs, _ = unpack_topk(generated(), TOP_K, 0)
     assert ids.tolist() == BEST_IDS
     assert log_probs.tolist() == BEST_LOG_PROBS
     assert (ids.dtype, log_probs.dtype) == (np.int32, np.float32)
 
 
 def test_rows_of_a_prompt_begin_where_asked():
-    ids, log_probs = unpack_topk(prompt_and_response(), TOP_K, 2)
+    ids, log_probs, own = unpack_topk(prompt_and_response(), TOP_K, 2)
     assert ids.tolist() == BEST_IDS
+    assert own.tolist() == [values[0] for _, values, _ in POSITIONS]
     assert log_probs.tolist() == BEST_LOG_PROBS
     assert unpack_topk(prompt_and_response(), TOP_K, 4)[0].tolist() == BEST_IDS[-1:]
 
 
 def test_rows_agree_with_vllms_own_reading():
     flat = generated()
-    ids, log_probs = unpack_topk(flat, TOP_K, 0)
+    ids, log_probs, _ = unpack_topk(flat, TOP_K, 0)
     for position, row, values in zip(flat, ids, log_probs, strict=True):
         by_rank = {entry.rank: (token, entry.logprob) for token, entry in position.items()}
         assert [by_rank[rank] for rank in (1, 2, 3)] == list(zip(row.tolist(), values.tolist(), strict=True))
@@ -67,13 +68,13 @@ def test_rows_agree_with_vllms_own_reading():
 
 @pytest.mark.parametrize("container", [FlatLogprobs(), create_prompt_logprobs(flat_logprobs=True)])
 def test_nothing_after_the_position_gives_no_rows(container):
-    ids, log_probs = unpack_topk(container, TOP_K, 1)
+    ids, log_probs, _ = unpack_topk(container, TOP_K, 1)
     assert ids.shape == log_probs.shape == (0, TOP_K)
 
 
 def test_arrays_do_not_keep_the_container_alive():
     # They travel through Ray; a view would drag the K + 1st column along.
-    ids, log_probs = unpack_topk(generated(), TOP_K, 0)
+    ids, log_probs, _ = unpack_topk(generated(), TOP_K, 0)
     assert ids.base is None
     assert log_probs.base is None
 
