@@ -4,8 +4,8 @@ Composes the configuration, checks everything that can be checked without starti
 """
 
 import os
-import signal
 import sys
+import time
 from pathlib import Path
 
 import hydra
@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from recipe.trd.config.paths import CONFIG_DIR
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes: the configuration cannot work; the run failed; Ctrl-C or SIGTERM."""
+"""Exit codes: the configuration cannot work; the run failed; Ctrl-C. See also stop_signals.STOP_AGAIN."""
 
 
 @hydra.main(config_path=str(CONFIG_DIR), config_name="trd_trainer", version_base=None)
@@ -23,10 +23,9 @@ def main(config: DictConfig) -> None:
     """Check, train, summarise; the exit code says how it went."""
     # Imported here, so that `--help` and `--cfg` answer at once.
     from recipe.trd.reports import run_folder
+    from recipe.trd.training import stop_signals
     from verl_ext.runtime import leftovers
 
-    # SLURM and `timeout` end a run with SIGTERM: treat it as Ctrl-C, so that no process stays behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_dir = Path(config.trainer.default_local_dir).absolute()
     config.trainer.default_local_dir = str(run_dir)
     try:
@@ -39,12 +38,13 @@ def main(config: DictConfig) -> None:
         )
         raise SystemExit(REFUSED) from None
     leftovers.remove_stale_shared_memory()
-    with leftovers.process_guard():
-        code = run(config, run_dir)
+    stop_signals.install(config, run_dir)
+    code = run(config, run_dir)
     if code == 0:
         from recipe.trd.reports import run_summary
 
         run_summary.report(run_dir)
+        code = stop_signals.STOP_AGAIN if stop_signals.stopped(run_dir) else 0
     raise SystemExit(code)
 
 
@@ -72,7 +72,7 @@ def run(config: DictConfig, run_dir: Path) -> int:
                     f"trainer.total_training_steps={config.trainer.total_training_steps}"
                 )
             elif refusal is None:
-                train(config, run_dir)
+                train_through(config, run_dir)
     except KeyboardInterrupt:
         print(f"\ninterrupted; the same command resumes from the last checkpoint in {run_dir}", file=sys.stderr)
         return INTERRUPTED
@@ -103,6 +103,40 @@ def last_step(config: DictConfig) -> int | None:
     return surroundings.finished_step(config)
 
 
+def train_through(config: DictConfig, run_dir: Path) -> None:
+    """Train; where processes died after a checkpoint was saved, go on from there by itself.
+
+    Raises:
+        Exception: whatever ended the run, once it cannot or may not go on.
+    """
+    import ray
+
+    from recipe.trd.reports import reporting, run_folder
+    from verl_ext.runtime import checkpoints, console, leftovers
+    from verl_ext.runtime.errors import is_process_death, one_line
+
+    for attempt in range(1 + config.trd.faults.restarts):
+        before, _ = checkpoints.newest(run_dir)
+        with leftovers.process_guard():
+            try:
+                train(config, run_dir)
+                return
+            except Exception as error:
+                newest, _ = checkpoints.newest(run_dir)
+                may_restart = attempt < config.trd.faults.restarts and newest is not None and newest != before
+                if not may_restart or not is_process_death(error):
+                    raise
+                console.show(
+                    f"WARNING {one_line(error)}: the run goes on from {newest}, restart {attempt + 1} of "
+                    f"{config.trd.faults.restarts}"
+                )
+                # Before the guard ends what is left: without its own Ray this process would be ended, too.
+                ray.shutdown()
+        config.trainer.resume_mode = "auto"
+        os.environ[reporting.LAUNCHED_AT] = str(time.time())
+        run_folder.prepare(run_dir, resume=True)
+
+
 def train(config: DictConfig, run_dir: Path) -> None:
     """Hand a checked configuration over to verl.
 
@@ -116,7 +150,7 @@ def train(config: DictConfig, run_dir: Path) -> None:
 
     # verl copies `ray_kwargs` out of the tree, where an interpolation would lose its root.
     OmegaConf.resolve(config)
-    os.environ[reporting.LAUNCHED_AT] = str(psutil.Process().create_time())
+    os.environ.setdefault(reporting.LAUNCHED_AT, str(psutil.Process().create_time()))
     provenance.write_provenance(run_dir, config)
     run_ppo(config, task_runner_class=task_runner.remote_class())
 

@@ -88,8 +88,19 @@ _EXTENDED = (
             "_compute_old_log_prob": "skips a forward pass that no loss needs",
             "_compute_metrics": "adds the metrics of the rewrites",
             "_log_rollout_data": "writes y_o and y_r",
-            "on_init_end": "checks that servers have weights",
+            "on_init_end": "checks that servers have weights, and looks before the first step",
             "on_step_end": "checks that servers have weights",
+            "get_llm_client": "hands out clients with patience",
+            "get_teacher_client": "the same for teachers",
+            "_balance_batch": "puts samples in the same order in every run, for full_determinism",
+        },
+    ),
+    (
+        _TRAINER,
+        "recipe.trd.training.checkpointing.SafeCheckpoints",
+        {
+            "_save_checkpoint": "saves aside, checks, renames; a full disk costs one checkpoint",
+            "_load_checkpoint": "passes over damaged checkpoints",
         },
     ),
     (
@@ -135,6 +146,8 @@ _EXTENDED = (
         "recipe.trd.training.agent_loop.TrdAgentLoopWorker",
         {
             "__init__": "builds the teacher",
+            "_run_agent_loop": "gives each rollout a seed, for full_determinism",
+            "_compute_score": "survives a reward function that raises or hangs",
             "_agent_loop_postprocess": "rewrites a finished rollout",
             "_compute_teacher_logprobs": "does nothing: the teacher was asked before",
         },
@@ -177,6 +190,7 @@ SYMBOLS = {
     "recipe/trd/reports/reporting.py": (Symbol("transfer_queue.KVBatchMeta", "type of a step's batch"),),
     "recipe/trd/training/trainer.py": (
         Symbol("verl.trainer.ppo.v1.trainer_base.register_trainer(name)", "registers our trainer"),
+        Symbol("verl.workers.rollout.llm_server.LLMServerClient", "how servers are asked"),
         Symbol("transfer_queue.kv_batch_get(keys, partition_id, select_fields)", "reads the records of a step"),
         Symbol("transfer_queue.KVBatchMeta(keys, tags, partition_id)", "a step's batch"),
     ),
@@ -209,7 +223,7 @@ SYMBOLS = {
     ),
     **{
         f"recipe/trd/config/{name}.py": (Symbol("verl.base_config.BaseConfig(_target_)", "frozen nodes"),)
-        for name in ("objective", "roles", "schema")
+        for name in ("faults", "objective", "roles", "schema")
     },
     "recipe/trd/evaluate/vllm_sampling.py": (
         Symbol("vllm.LLM(model, kwargs)", "the engine of the evaluated model"),
@@ -237,6 +251,21 @@ SYMBOLS = {
             "timeout, memory_limit_mb, concurrent_semaphore)",
             "runs code on a SandboxFusion server",
         ),
+    ),
+    "recipe/trd/training/checkpointing.py": (
+        Symbol("verl.trainer.ppo.checkpoint_callback.CheckpointCallback(config)", "tells nobody of what is not whole"),
+    ),
+    "recipe/trd/training/first_look.py": (
+        Symbol("verl.utils.tensordict_utils.get_tensordict(tensor_dict)", "a batch of one sample"),
+    ),
+    "verl_ext/server/patient_client.py": (
+        Symbol(
+            "verl.workers.rollout.llm_server.LLMServerClient.generate(request_id, prompt_ids, sampling_params)",
+            "is asked again",
+        ),
+        Symbol("verl.workers.rollout.llm_server.LLMServerClient(config, load_balancer_handle)", "is subclassed"),
+        Symbol(f"{_REPLICAS}.TokenOutput(token_ids, stop_reason, extra_fields)", "what a server answers"),
+        Symbol("vllm.v1.engine.exceptions.EngineDeadError", "an engine that is dead is waited for"),
     ),
     "recipe/trd/training/preemption.py": (
         Symbol(

@@ -92,6 +92,7 @@ GOES_WHEN = {
     "verl_ext/engine/worker.py": "verl takes the engine's class by name and saves what an engine adds to a checkpoint.",
     "verl_ext/engine/distillation.py": "verl's engine passes hidden states and the output head to a loss, also those "
     "of a second model.",
+    "recipe/trd/training/checkpointing.py": "verl writes a checkpoint aside and renames it when it is whole",
     "recipe/trd/training/agent_loop.py": "verl has a hook between rollout and reward, and takes tensors of a sample by "
     "name.",
     "verl_ext/server/topk_server.py": "verl's server returns top-k log-probs of generated and of given tokens, and "

@@ -4,6 +4,7 @@ The student's forward pass runs inside the teacher's: at that moment FSDP holds 
 everything it needs without a copy. Only states of response tokens reach a head.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -76,7 +77,8 @@ class DistillationEngine(FSDPEngineWithLMHead):
     def optimizer_step(self) -> float:
         """verl's step; the average and the probe follow it."""
         grad_norm = super().optimizer_step()
-        if self.average is not None:
+        # verl skips an update whose gradient is not finite; the average then has nothing to follow.
+        if self.average is not None and math.isfinite(grad_norm):
             self.average.update()
         # Attention over slices of sequences (Ulysses) cannot read one that is whole on each rank.
         if self.probe_ids is not None and not self.use_ulysses_sp:

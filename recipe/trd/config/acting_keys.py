@@ -81,6 +81,12 @@ _TEACHER = [
         "trd.teacher.scorer=engine and a teacher whose weights are not those of the student's module",
     ),
     Rule(_names("trd", "server_gap_warn", "server_gap_stop"), _own_loss, "trd.upstream=false"),
+    Rule(("trd.faults.reward_timeout_s",), _own_loss, "trd.upstream=false"),
+    Rule(
+        ("trd.faults.teacher_restarts",),
+        lambda trd: _own_loss(trd) and trd.has_server,
+        "trd.upstream=false and a teacher with a server of its own",
+    ),
     Rule(
         ("trd.reference_key",),
         lambda trd: trd.teacher_plan is not None and trd.teacher_plan.needs_reference,

@@ -10,6 +10,7 @@ from verl.base_config import BaseConfig
 
 from recipe.trd.config import teacher_plan
 from recipe.trd.config.axes import Fallback, Scorer, Trajectory, Weights
+from recipe.trd.config.faults import FaultsConfig
 from recipe.trd.config.objective import ObjectiveConfig, TermConfig
 from recipe.trd.config.roles import RewriteConfig, StudentConfig, TeacherConfig
 from recipe.trd.config.teacher_plan import Holder, TeacherPlan
@@ -48,6 +49,7 @@ class TrdConfig(BaseConfig):
     rewrite: RewriteConfig
     objective: ObjectiveConfig
     preflight: PreflightConfig
+    faults: FaultsConfig
     poll_interval_s: float
     """How often the trainer asks whether all samples of a step are there, s."""
     server_gap_warn: float | None

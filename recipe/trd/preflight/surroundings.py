@@ -10,7 +10,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from verl.utils.tracking import Tracking
 
-from recipe.trd.reports.run_folder import CHECKPOINT_MARK
+from verl_ext.runtime import checkpoints
 from verl_ext.runtime.console import show
 from verl_ext.runtime.resources import required
 
@@ -24,7 +24,7 @@ RAY_PATH = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_s
 
 
 def check_resume(config: DictConfig) -> None:
-    """A checkpoint that would be resumed is there, and comes from a run of the same method, model and data.
+    """A checkpoint that would be resumed is there, whole, and comes from a run of the same method, model and data.
 
     Raises:
         ValueError: it does not; the message names the key that differs.
@@ -37,9 +37,16 @@ def check_resume(config: DictConfig) -> None:
                 f"trainer.resume_from_path={path}: no folder global_step_<n> of a run is there; give one, or set "
                 "trainer.resume_mode=auto or disable"
             )
+        if problem := checkpoints.damage(Path(path)):
+            raise ValueError(f"trainer.resume_from_path={path} is damaged ({problem}): give another checkpoint")
         run_dir = Path(path).parent
-    elif mode == "disable" or not (run_dir / CHECKPOINT_MARK).exists():
+    elif mode == "disable" or not (run_dir / checkpoints.MARK).exists():
         return
+    elif checkpoints.saved(run_dir) and checkpoints.newest(run_dir)[0] is None:
+        raise ValueError(
+            f"trainer.default_local_dir={run_dir}: none of its checkpoints is whole; set it to another folder, or "
+            "trainer.resume_mode=disable to begin anew"
+        )
     made = run_dir / "config.yaml"
     if not made.is_file():
         return
@@ -55,12 +62,12 @@ def check_resume(config: DictConfig) -> None:
 
 def finished_step(config: DictConfig) -> int | None:
     """The last step, where the run folder already has its checkpoint and the run would do nothing; else None."""
-    mark = Path(config.trainer.default_local_dir) / CHECKPOINT_MARK
     steps = config.trainer.total_training_steps
-    if config.trainer.resume_mode != "auto" or steps is None or not mark.is_file():
+    if config.trainer.resume_mode != "auto" or steps is None:
         return None
-    text = mark.read_text(encoding="utf-8").strip()
-    return int(text) if text.isdigit() and int(text) >= steps else None
+    newest, _ = checkpoints.newest(Path(config.trainer.default_local_dir))
+    step = None if newest is None else int(checkpoints.step_of(newest))
+    return step if step is not None and step >= steps else None
 
 
 def _plain(value: object) -> object:

@@ -1,14 +1,18 @@
 """Adds progress lines to verl's trainer: stages of the start, each step, each validation. Training is unchanged."""
 
+import math
 import os
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transfer_queue import KVBatchMeta
 
 from recipe.trd.reports import progress, provenance
 from recipe.trd.reports.standard_error import binomial_standard_error
+from verl_ext.runtime.console import show
 
 LAUNCHED_AT = "TRD_LAUNCHED_AT"
 """Environment variable with the Unix time of the launch, set by `recipe.trd.main`."""
@@ -25,6 +29,30 @@ def seconds_since_launch() -> float:
 def stage(text: str) -> None:
     """Say what the start-up is doing, with the seconds since launch."""
     progress.stage(text, launched_at=_launched_at)
+
+
+def clip_ratios(
+    tags: Sequence[Mapping[str, Any]], *, max_prompt_length: int, max_response_length: int
+) -> dict[str, float]:
+    """Share of samples that reach the longest prompt or response that is allowed.
+
+    verl compares with the longest of the batch, so that its ratios are never 0 and say nothing about a limit.
+
+    Args:
+        tags: of the samples, padding included; verl's `prompt_len` and `response_len`.
+        max_prompt_length: `data.max_prompt_length`, tokens.
+        max_response_length: `data.max_response_length`, tokens.
+    """
+    samples = [tag for tag in tags if not tag.get("is_padding", False)]
+    if not samples:
+        return {}
+    responses = [tag["response_len"] for tag in samples]
+    written = [length for length in responses if length > 0] or [0]
+    return {
+        "prompt_length/clip_ratio": float(np.mean([tag["prompt_len"] >= max_prompt_length for tag in samples])),
+        "response_length/clip_ratio": float(np.mean([length >= max_response_length for length in responses])),
+        "response_length_non_aborted/clip_ratio": float(np.mean([length >= max_response_length for length in written])),
+    }
 
 
 class Reporting:
@@ -77,7 +105,36 @@ class Reporting:
         self, batch: KVBatchMeta, metrics: dict[str, Any], timing_raw: dict[str, float], global_steps: int, epoch: int
     ) -> None:
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+        self._count_skipped(metrics)
+        data = self.config.data
+        metrics |= clip_ratios(
+            batch.tags, max_prompt_length=data.max_prompt_length, max_response_length=data.max_response_length
+        )
         if not self._started:
             self._started = True
             provenance.record_startup(Path(self.config.trainer.default_local_dir), seconds_since_launch())
         self._progress.update(global_steps, metrics)
+
+    _skipped = _skipped_in_a_row = 0
+
+    def _count_skipped(self, metrics: dict[str, Any]) -> None:
+        """Count the updates that verl skipped, because their gradient was not finite.
+
+        Raises:
+            RuntimeError: as many in a row as `trd.faults.max_skipped_updates`.
+        """
+        grad_norm = metrics.get("actor/grad_norm")
+        if grad_norm is None:
+            return
+        is_skipped = not math.isfinite(grad_norm)
+        self._skipped += is_skipped
+        self._skipped_in_a_row = self._skipped_in_a_row + 1 if is_skipped else 0
+        metrics["trd/skipped_updates"] = float(self._skipped)
+        limit = self.config.trd.faults.max_skipped_updates
+        if is_skipped:
+            show(f"WARNING the gradient of step {self.global_steps} is {grad_norm}: its update was skipped")
+        if self._skipped_in_a_row >= limit:
+            raise RuntimeError(
+                f"the gradient was not finite in {limit} steps in a row (trd.faults.max_skipped_updates): lower "
+                "actor_rollout_ref.actor.optim.lr, or look for the sample in rollouts/ whose log-probs are not finite"
+            )

@@ -41,6 +41,7 @@ def readable_samples(
             "rewrite_thought_tokens": record["num_thought_tokens"],
             "rewrite_evidence": record["evidence"],
             "reward": record["reward"],
+            "reward_error": record["reward_error"],
             "ground_truth": record["ground_truth"],
             "teacher_context": text(record["teacher_prompt_ids"]),
         }

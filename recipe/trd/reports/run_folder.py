@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
+from verl_ext.runtime import checkpoints
+
 METRICS = "metrics.jsonl"
 PREVIOUS = "previous"
-CHECKPOINT_MARK = "latest_checkpointed_iteration.txt"
-"""File that verl writes next to its checkpoints."""
 
 
 def prepare(run_dir: Path, *, resume: bool) -> None:
@@ -21,7 +21,7 @@ def prepare(run_dir: Path, *, resume: bool) -> None:
         resume: whether verl may resume (`trainer.resume_mode` is not `disable`).
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    if resume and (run_dir / CHECKPOINT_MARK).exists():
+    if resume and (run_dir / checkpoints.MARK).exists():
         if (run_dir / METRICS).exists():
             os.replace(run_dir / METRICS, run_dir / f"metrics_{_next(run_dir, 'metrics_*.jsonl')}.jsonl")
         return

@@ -44,6 +44,8 @@ class SampleRecord:
     """The context that the teacher's rows were computed under."""
     score_span: Span | None = None
     """The second pass over the response, where one was needed."""
+    reward_error: str | None = None
+    """What the reward function said when it failed on y_o or y_r."""
     error: str | None = None
     """What the teacher's server said when it failed on this sample."""
     y_r_acc: float | None = None
@@ -86,6 +88,7 @@ def step_metrics(records: Sequence[dict[str, Any]]) -> dict[str, float]:
         "trd/masked_frac": sum(r["trained_on"] == "none" for r in records) / len(records),
         "trd/y_o_acc": _mean([r["y_o_acc"] for r in records if r["y_o_acc"] is not None]),
         "trd/y_o_length/mean": _mean([len(r["y_o_ids"]) for r in records]),
+        "trd/reward_failed_frac": sum(r["reward_error"] is not None for r in records) / len(records),
         "trd/no_reference_frac": sum(r["no_reference"] for r in records) / len(records),
         "trd/reference_cut_tokens/mean": _mean([r["num_cut_reference"] for r in records]),
         "timing_s/teacher": busy_seconds(scorings),

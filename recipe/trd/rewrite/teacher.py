@@ -136,6 +136,7 @@ class TeacherClient:
         y_star: str | None = None,
         *,
         in_thought: bool = False,
+        seed: int | None = None,
     ) -> Rewrite:
         """Ask for y_r under the refine context and judge its form. A server that fails is a verdict, not an exception.
 
@@ -144,6 +145,7 @@ class TeacherClient:
             y_o_ids: the rollout.
             y_star: the reference solution.
             in_thought: whether the student's prompt ends inside a thought, which a y_r without thoughts has to close.
+            seed: of the request; None: the server's own random numbers.
         """
         settings, refine = self.config.rewrite, self.plan.refine
         assert refine is not None, "the method rewrites"
@@ -159,6 +161,7 @@ class TeacherClient:
             "temperature": settings.temperature,
             "top_p": settings.top_p,
             "top_k": settings.top_k,
+            **({} if seed is None else {"seed": seed}),
         }
         try:
             # Only the top-k path reports why generation ended; on verl's own path the last token tells.

@@ -3,9 +3,11 @@
 A sample is rewritten and scored as soon as its rollout is there, while other samples still roll out.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import ray
@@ -25,12 +27,15 @@ from recipe.trd.rewrite.teacher_prompt import Message, TeacherPrompt, reference
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.rewrite.verdict import Verdict
 from recipe.trd.training import loss  # noqa: F401  verl looks its loss up in every process
+from recipe.trd.training.determinism import request_seed
 from recipe.trd.training.rewriting import Rewriter
 from recipe.trd.training.training_sample import (
     TrainingSample,
     accuracy,
     as_sample,
     detached_copy,
+    mark_ungraded,
+    reward_error,
     with_policy_sample,
 )
 from verl_ext.runtime.errors import one_line
@@ -82,6 +87,18 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             template_kwargs=self.config.data.get("apply_chat_template_kwargs") or {},
         )
 
+    async def _run_agent_loop(
+        self, sampling_params: dict[str, Any], *args: Any, session_id: int = 0, **kwargs: Any
+    ) -> None:
+        """verl's, with a seed of its own for every rollout where everything is to be the same again."""
+        if self.config.actor_rollout_ref.rollout.full_determinism:
+            seed = self._seed({**kwargs, "session_id": session_id}, "y_o")
+            sampling_params = {**sampling_params, "seed": seed}
+        await super()._run_agent_loop(sampling_params, *args, session_id=session_id, **kwargs)
+
+    def _seed(self, kwargs: Mapping[str, Any], purpose: str) -> int:
+        return request_seed(kwargs, seed=self.config.actor_rollout_ref.rollout.seed, purpose=purpose)
+
     async def _agent_loop_postprocess(
         self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any
     ) -> None:
@@ -89,6 +106,23 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             (y_o,) = output if isinstance(output, list) else [output]
             output = [*await self._training_samples(as_sample(y_o), kwargs)]
         await super()._agent_loop_postprocess(output, validate, **kwargs)
+
+    _last_reward_info: Mapping[str, Any] = MappingProxyType({})
+    """What the reward function said beside the score, of the last response that it graded."""
+
+    async def _compute_score(self, outputs: list[AgentLoopOutput], kwargs: dict[str, Any]) -> None:
+        """verl's; a reward function that raises, or takes too long, costs the response its score and nothing else."""
+        try:
+            await asyncio.wait_for(super()._compute_score(outputs, kwargs), self.trd.faults.reward_timeout_s)
+        except Exception as error:
+            # What a user's function does is the sample's fault, not the run's; the trainer prints the first cause.
+            reason = one_line(error)
+            if isinstance(error, TimeoutError):
+                reason = f"no result within trd.faults.reward_timeout_s={self.trd.faults.reward_timeout_s:g}"
+            logger.exception("the reward function failed on a response")
+            mark_ungraded(outputs[-1], reason, like=self._last_reward_info)
+        else:
+            self._last_reward_info = outputs[-1].extra_fields.get("reward_extra_info", {})
 
     async def _compute_teacher_logprobs(self, *args: Any, **kwargs: Any) -> None:
         """Nothing: `_training_samples` has asked the teacher already."""
@@ -102,10 +136,11 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             rewrite, y_r = await self._rewriter().rewrite(y_o, kwargs, record, y_star)
         else:
             await self._compute_score([y_o], kwargs)
-        record.y_o_acc = accuracy(y_o)
+        record.y_o_acc, record.reward_error = accuracy(y_o), reward_error(y_o)
         sample = y_o
         if y_r is not None:
             sample, record.y_r_acc, record.trained_on = y_r, accuracy(y_r), "y_r"
+            record.reward_error = record.reward_error or reward_error(y_r)
         if self.trd.trains_both:
             sample = detached_copy(sample)
         await self._attach_teacher(sample, rewrite, record, raw_prompt=kwargs["raw_prompt"], y_star=y_star)
@@ -113,7 +148,13 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         return [sample] if not self.trd.trains_both else with_policy_sample(sample, y_o)
 
     def _rewriter(self) -> Rewriter:
-        return Rewriter(self.trd.rewrite, teacher=self.teacher, tokenizer=self.tokenizer, grade=self._compute_score)
+        return Rewriter(
+            self.trd.rewrite,
+            teacher=self.teacher,
+            tokenizer=self.tokenizer,
+            grade=self._compute_score,
+            seed=self._seed if self.config.actor_rollout_ref.rollout.full_determinism else None,
+        )
 
     async def _attach_teacher(
         self,

@@ -21,7 +21,7 @@ from verl_ext.runtime.errors import one_line
 
 logger = logging.getLogger(__name__)
 
-Grade = Callable[[list[TrainingSample], dict[str, Any]], Awaitable[None]]
+Grade = Callable[[list[AgentLoopOutput], dict[str, Any]], Awaitable[None]]
 """verl's: calls the reward function on a sample and puts the score there."""
 
 
@@ -29,10 +29,25 @@ class Rewriter:
     """Lives in an agent-loop worker; samples may be rewritten side by side."""
 
     def __init__(
-        self, settings: RewriteConfig, *, teacher: TeacherClient, tokenizer: PreTrainedTokenizerBase, grade: Grade
+        self,
+        settings: RewriteConfig,
+        *,
+        teacher: TeacherClient,
+        tokenizer: PreTrainedTokenizerBase,
+        grade: Grade,
+        seed: Callable[[Mapping[str, Any], str], int] | None = None,
     ) -> None:
-        """Arguments: `trd.rewrite`, the teacher, the student's tokenizer, verl's grading."""
-        self.settings, self.teacher, self.tokenizer, self.grade = settings, teacher, tokenizer, grade
+        """Keep what is needed.
+
+        Args:
+            settings: `trd.rewrite`.
+            teacher: is asked.
+            tokenizer: the student's.
+            grade: verl's grading.
+            seed: of a sample's columns and a purpose, for requests that are to be the same again; None: any.
+        """
+        self.settings, self.teacher, self.tokenizer = settings, teacher, tokenizer
+        self.grade, self.seed = grade, seed
 
     async def rewrite(
         self, y_o: TrainingSample, kwargs: dict[str, Any], record: SampleRecord, y_star: str | None
@@ -62,7 +77,13 @@ class Rewriter:
         """Ask for a rewrite, and again while it is rejected and `trd.rewrite.retries` allows."""
         in_thought = thoughts.in_thought(self.tokenizer, y_o.prompt_ids)
         for attempt in range(1 + self.settings.retries):
-            rewrite = await self.teacher.rewrite(kwargs["raw_prompt"], y_o.response_ids, y_star, in_thought=in_thought)
+            rewrite = await self.teacher.rewrite(
+                kwargs["raw_prompt"],
+                y_o.response_ids,
+                y_star,
+                in_thought=in_thought,
+                seed=None if self.seed is None else self.seed(kwargs, f"y_r {attempt}"),
+            )
             y_r = None
             if rewrite.verdict is Verdict.ACCEPTED:
                 rewrite, y_r = await self._examined(rewrite, y_o, kwargs, record, y_star)

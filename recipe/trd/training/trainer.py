@@ -6,6 +6,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import ray
 import transfer_queue as tq
 from omegaconf import OmegaConf, open_dict
@@ -13,23 +14,31 @@ from transfer_queue import KVBatchMeta
 from verl.trainer.ppo.utils import Role
 from verl.trainer.ppo.v1.trainer_base import register_trainer
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+from verl.workers.rollout.llm_server import LLMServerClient
 
 from recipe.trd.reports import rollout_dump
-from recipe.trd.reports.reporting import Reporting
+from recipe.trd.reports.reporting import Reporting, stage
 from recipe.trd.rewrite import records
-from recipe.trd.training import advantage  # noqa: F401  advantage registers itself
+from recipe.trd.training import (
+    advantage,  # noqa: F401  advantage registers itself
+    first_look,
+)
+from recipe.trd.training.checkpointing import SafeCheckpoints
+from recipe.trd.training.determinism import order_by_content
 from recipe.trd.training.server_gap import ServerWatch
-from recipe.trd.training.worker import TrdWorker
+from recipe.trd.training.worker import PROBE_TOKENS, TrdWorker
+from verl_ext.engine.probe import Probe
 from verl_ext.runtime.console import show
+from verl_ext.server.patient_client import PatientClient, is_gone
 
 
 @register_trainer("upstream")
-class UpstreamTrainer(Reporting, PPOTrainerSync):
+class UpstreamTrainer(Reporting, SafeCheckpoints, PPOTrainerSync):
     """verl's own trainer, reported on: `grpo` and `opd`."""
 
 
 @register_trainer("trd")
-class TrdTrainer(Reporting, PPOTrainerSync):
+class TrdTrainer(Reporting, SafeCheckpoints, PPOTrainerSync):
     """Every method whose loss is `recipe.trd.training.loss`."""
 
     def _init_resource_pool_mgr(self) -> None:
@@ -41,6 +50,15 @@ class TrdTrainer(Reporting, PPOTrainerSync):
             if role in self.role_worker_mapping:
                 self.role_worker_mapping[role] = ray.remote(TrdWorker)
 
+    def get_llm_client(self) -> PatientClient:
+        """verl's, with patience."""
+        return PatientClient.of(super().get_llm_client())
+
+    def get_teacher_client(self) -> dict[str, LLMServerClient] | None:
+        """The same for teachers."""
+        clients = super().get_teacher_client()
+        return None if clients is None else {key: PatientClient.of(client) for key, client in clients.items()}
+
     _watched: Mapping[str, float] = MappingProxyType({})
     """What was found when servers and trainer were compared last."""
 
@@ -48,6 +66,38 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         """Send weights to the servers, and see that every server has some."""
         super().on_init_end()
         self._check_servers()
+        self._look_first()
+
+    def _look_first(self) -> None:
+        """Compare everyone with everyone on tokens of the first training sample (first_look.py)."""
+        messages = [dict(message) for message in self.train_dataset[0]["raw_prompt"]]
+        ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        token_ids = [int(token) for token in ids[-PROBE_TOKENS:]]
+        found = self.actor_rollout_wg.look_first(token_ids)[0]
+        said = []
+        if found is not None:
+            first_look.judge(found)
+            if found.self_divergence is not None:
+                said.append(f"the student's divergence from itself is {found.self_divergence:.1g}")
+            gaps = self._compare_students(found.probe)
+            said += [f"its server is {gap:.2g} nats off" for name, gap in gaps.items() if name.endswith("/mean")]
+        _, teachers = (servers_that_score(group) for group in server_groups(self))
+        first, second = (
+            answers_of_living([server.log_probs.remote(token_ids, adapters=False) for server in teachers])
+            for _ in range(2)
+        )
+        gap = first_look.compare_answers(first, second, stop_above=self.config.trd.server_gap_stop)
+        said += [] if gap is None else [f"the teacher's differs from itself by {gap:.1g}"]
+        stage(f"looked first: {', '.join(said) or 'nothing to compare'}")
+
+    def _compare_students(self, probe: Probe) -> dict[str, float]:
+        students, _ = (servers_that_score(group) for group in server_groups(self))
+        has_adapters = probe.base_log_probs is not None
+        answers, base_answers = (
+            answers_of_living([server.log_probs.remote(probe.token_ids, adapters=adapters) for server in servers])
+            for servers, adapters in ((students, True), (students if has_adapters else [], False))
+        )
+        return self._watch.student(probe, answers, base_answers)
 
     def on_step_end(self) -> None:
         """The same, after an update."""
@@ -59,29 +109,32 @@ class TrdTrainer(Reporting, PPOTrainerSync):
         """A server that lost its weights teaches noise, of which no loss tells."""
         servers = [replica.server_handle for replica in replicas(self)]
         # Those of other engines than vLLM are verl's own and know no such question.
-        ray.get([server.check_weights.remote() for server in servers if hasattr(server, "check_weights")])
+        answers_of_living([server.check_weights.remote() for server in servers if hasattr(server, "check_weights")])
 
     def _watch_servers(self) -> dict[str, float]:
         """Compare servers with the trainer, and the teacher's with its first answer."""
         probe = self.actor_rollout_wg.last_probe()[0]
         if probe is None:
             return {}
-        watch, (students, teachers) = self._watch, (servers_that_score(group) for group in server_groups(self))
+        watch, (_, teachers) = self._watch, (servers_that_score(group) for group in server_groups(self))
         watch.teacher_ids = watch.teacher_ids or probe.token_ids
-        has_adapters = probe.base_log_probs is not None
-        answers, base_answers, taught = (
-            ray.get([server.log_probs.remote(ids, adapters=adapters) for server in servers])
-            for servers, ids, adapters in (
-                (students, probe.token_ids, True),
-                (students if has_adapters else [], probe.token_ids, False),
-                (teachers, watch.teacher_ids, False),
-            )
-        )
-        return watch.student(probe, answers, base_answers) | watch.teacher(taught)
+        taught = answers_of_living([server.log_probs.remote(watch.teacher_ids, adapters=False) for server in teachers])
+        return self._compare_students(probe) | watch.teacher(taught)
 
     @cached_property
     def _watch(self) -> ServerWatch:
         return ServerWatch(warn_above=self.config.trd.server_gap_warn, stop_above=self.config.trd.server_gap_stop)
+
+    def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> KVBatchMeta:
+        """verl's, from an order that is the same in every run where everything is to be."""
+        if self.config.actor_rollout_ref.rollout.full_determinism:
+            data = tq.kv_batch_get(
+                keys=batch.keys, partition_id=batch.partition_id, select_fields=["prompts", "responses"]
+            )
+            batch.reorder(
+                order_by_content(*([ids.tolist() for ids in data[name].unbind()] for name in ("prompts", "responses")))
+            )
+        return super()._balance_batch(batch, metrics, *args, **kwargs)
 
     def _compute_old_log_prob(self, batch: KVBatchMeta, metrics: dict[str, Any]) -> KVBatchMeta:
         # The policy that sampled is the current one in the first update of a batch: a whole forward pass saved.
@@ -103,9 +156,17 @@ class TrdTrainer(Reporting, PPOTrainerSync):
     ) -> None:
         self._records = self._fetch_records(batch)
         self._refuse_a_step_without_teacher()
+        self._tell_of_rewards()
+        expected = self.config.data.train_batch_size * self.config.actor_rollout_ref.rollout.n
+        metrics["trd/lost_frac"] = max(0.0, 1 - len(self._records) / expected)
         metrics.update(records.step_metrics(self._records))
         metrics.update(self._watched)
+        if not self._has_taught and self.config.trd.objective.divergence != "none":
+            first_look.refuse_zero_gradient(metrics)
+        self._has_taught = True
         super()._compute_metrics(batch, metrics, timing_raw, global_steps=global_steps, epoch=epoch)
+
+    _has_taught = False
 
     def _refuse_a_step_without_teacher(self) -> None:
         """A teacher that fails on every sample would leave steps that train nothing, one after the other."""
@@ -114,6 +175,16 @@ class TrdTrainer(Reporting, PPOTrainerSync):
             raise RuntimeError(
                 f"the teacher's server failed on all {len(errors)} samples of step {self.global_steps}: {errors[0]}"
             )
+
+    def _tell_of_rewards(self) -> None:
+        """A reward function that fails on some responses is said; one that fails on all of them ends the run."""
+        errors = [record["reward_error"] for record in self._records if record["reward_error"]]
+        if not errors:
+            return
+        text = f"the reward function failed on {len(errors)} of {len(self._records)} samples of step"
+        if len(errors) == len(self._records):
+            raise RuntimeError(f"{text} {self.global_steps}: {errors[0]}")
+        show(f"WARNING {text} {self.global_steps}: {errors[0]}")
 
     def _fetch_records(self, batch: KVBatchMeta) -> list[dict[str, Any]]:
         """Records of the step's samples, padding rows left out, each with its key, prompt, reward and truth."""
@@ -165,6 +236,19 @@ def server_groups(trainer: Any) -> tuple[list[Any], list[Any]]:
     teachers = getattr(getattr(trainer, "teacher_model_manager", None), "teacher_model_managers", {})
     student = list(getattr(getattr(trainer, "llm_server_manager", None), "rollout_replicas", []))
     return student, [replica for manager in teachers.values() for replica in getattr(manager, "rollout_replicas", [])]
+
+
+def answers_of_living(requests: list[ray.ObjectRef]) -> list[Any]:
+    """Answers of servers; an empty array in the place of one that is gone, which is the watchdog's business."""
+    answers = []
+    for request in requests:
+        try:
+            answers.append(ray.get(request))
+        except Exception as error:
+            if not is_gone(error):
+                raise
+            answers.append(np.empty(0, np.float32))
+    return answers
 
 
 def servers_that_score(replicas: list[Any]) -> list[Any]:

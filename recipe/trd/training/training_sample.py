@@ -1,5 +1,6 @@
 """One sample on its way from a rollout to the trainer: verl's, and what is made of it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,9 +22,33 @@ class TrainingSample(AgentLoopOutput):
         return output
 
 
+REWARD_ERROR = "reward_error"
+"""Extra field of a response on which the reward function failed: what it said."""
+
+
+def mark_ungraded(output: AgentLoopOutput, reason: str, *, like: Mapping[str, Any]) -> None:
+    """Give a response on which the reward function failed what verl needs to go on: score 0, and blanks beside it.
+
+    Args:
+        output: the response.
+        reason: why it failed.
+        like: what the reward function says beside the score; verl averages these over a validation.
+    """
+    output.reward_score = 0.0
+    blanks = {key: "" if isinstance(value, str) else 0.0 for key, value in like.items()}
+    output.extra_fields["reward_extra_info"] = {"acc": 0.0, **blanks}
+    output.extra_fields[REWARD_ERROR] = reason
+
+
+def reward_error(output: AgentLoopOutput) -> str | None:
+    """Why the reward function failed on a response; None where it did not."""
+    error: str | None = output.extra_fields.get(REWARD_ERROR)
+    return error
+
+
 def accuracy(output: AgentLoopOutput) -> float | None:
-    """`acc` of the reward function, else its score; None when nothing was scored."""
-    if output.reward_score is None:
+    """`acc` of the reward function, else its score; None when nothing was scored, or the reward function failed."""
+    if output.reward_score is None or reward_error(output) is not None:
         return None
     return float(output.extra_fields.get("reward_extra_info", {}).get("acc", output.reward_score))
 
@@ -40,7 +65,9 @@ def detached_copy(sample: TrainingSample) -> TrainingSample:
 
 def with_response(y_o: TrainingSample, response_ids: list[int]) -> TrainingSample:
     """Another response in the place of y_o: same prompt, same weight version, a reward of its own."""
-    fields = {name: value for name, value in y_o.extra_fields.items() if name != "reward_extra_info"}
+    fields = {
+        name: value for name, value in y_o.extra_fields.items() if name not in ("reward_extra_info", REWARD_ERROR)
+    }
     return TrainingSample(
         prompt_ids=y_o.prompt_ids,
         response_ids=response_ids,
@@ -54,7 +81,8 @@ def with_response(y_o: TrainingSample, response_ids: list[int]) -> TrainingSampl
 def with_policy_sample(sample: TrainingSample, y_o: TrainingSample) -> list[TrainingSample]:
     """The sample and, last, y_o with its reward: verl takes the last sample of a session for the advantage.
 
-    Both have the same columns; those of the teacher are placeholders in the sample of y_o, which no divergence reads.
+    A y_o that could not be graded counts nowhere. Both have the same columns; those of the teacher are placeholders in
+    the sample of y_o, which no divergence reads.
     """
     sample.reward_score = None
     policy = detached_copy(y_o)
@@ -65,5 +93,7 @@ def with_policy_sample(sample: TrainingSample, y_o: TrainingSample) -> list[Trai
         top_k = sample.extra_fields["teacher_ids"].shape[1]
         empty = alignment.at_student_positions(None, num_prompt=num_prompt, num_response=num_response, top_k=top_k)
         policy.extra_fields["teacher_ids"], policy.extra_fields["teacher_logprobs"] = empty
+    if reward_error(y_o) is not None:
+        policy.response_mask = [0] * num_response
     sample.extra_fields["is_policy"], policy.extra_fields["is_policy"] = torch.tensor([0]), torch.tensor([1])
     return [sample, policy]

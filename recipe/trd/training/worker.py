@@ -1,5 +1,6 @@
 """The training worker with this recipe's objective; created by `TrdTrainer` in the place of verl's class."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,8 +16,11 @@ from recipe.trd.config.axes import Layers
 from recipe.trd.config.schema import TrdConfig
 from recipe.trd.config.teacher_plan import Holder
 from recipe.trd.oprd import bridge
+from recipe.trd.training.first_look import FirstLook, batch_of
 from recipe.trd.training.loss import MASKS, Loss, add_masks, trd_loss
 from verl_ext.engine.positions import flat, lengths
+from verl_ext.engine.probe import measure
+from verl_ext.engine.self_teacher import SelfTeacher
 from verl_ext.engine.worker import DistillationWorker
 
 PROBE_TOKENS = 64
@@ -111,6 +115,43 @@ class TrdWorker(DistillationWorker):
         if output is not None:
             tu.get(output, "metrics").update(quantiles)
         return output
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    def look_first(self, token_ids: list[int]) -> FirstLook | None:
+        """What the trainer says to a few tokens before the first step; None under Ulysses, which cuts them up."""
+        engine = self.actor.engine
+        if engine.use_ulysses_sp:
+            return None
+        with engine.eval_mode():
+            return FirstLook(measure(engine, token_ids), self._self_divergence(token_ids))
+
+    def _self_divergence(self, token_ids: list[int]) -> float | None:
+        """Largest divergence of the student from itself, under the loss of the run."""
+        engine, objective = self.actor.engine, self.trd_loss.divergence
+        if objective is None or any(term.divergence == "cross_entropy" for term in objective.terms):
+            return None
+        values: list[torch.Tensor] = []
+        data = batch_of(token_ids, self.trd)
+        tu.assign_non_tensor(
+            data,
+            **{"use_dynamic_bsz": False, "micro_batch_size_per_gpu": 1, "global_batch_size": 1, "temperature": 1.0},
+            use_remove_padding=engine.model_config.use_remove_padding,
+            use_fused_kernels=False,
+        )
+        loss = partial(
+            trd_loss,
+            config=self.loss_fn.keywords["config"],
+            distillation_config=None,
+            loss=replace(self.trd_loss, swapped=None, hidden_coef=0.0, policy=None),
+            record=values.append,
+        )
+        teacher, engine.teacher = engine.teacher, SelfTeacher(engine, average=None, without_adapters=False)
+        with_layers, engine.with_layers = engine.with_layers, False
+        try:
+            engine.forward_backward_batch(data, loss, forward_only=True)
+        finally:
+            engine.teacher, engine.with_layers = teacher, with_layers
+        return float(torch.cat(values).abs().max()) if values else None
 
     @staticmethod
     def _probe_length(data: TensorDict) -> int:

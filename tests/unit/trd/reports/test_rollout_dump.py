@@ -25,6 +25,7 @@ def make_record(tokenizer):
             "num_thought_tokens": 4,
             "evidence": {"meta_phrases": []},
             "reward": 1.0,
+            "reward_error": None,
             "ground_truth": "46",
             "teacher_prompt_ids": encode("rewrite 47"),
             **changes,
@@ -53,6 +54,7 @@ def test_a_sample_can_be_read(make_record, tokenizer):
         "rewrite_thought_tokens": 4,
         "rewrite_evidence": {"meta_phrases": []},
         "reward": 1.0,
+        "reward_error": None,
         "ground_truth": "46",
         "teacher_context": "rewrite 47",
     }

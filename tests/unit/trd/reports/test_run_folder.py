@@ -1,7 +1,8 @@
 """A run folder that is started in again: resumed, or made room in."""
 
 from recipe.trd.reports import run_folder
-from recipe.trd.reports.run_folder import CHECKPOINT_MARK, METRICS, metrics_files, prepare
+from recipe.trd.reports.run_folder import METRICS, metrics_files, prepare
+from verl_ext.runtime.checkpoints import MARK
 
 
 def names(folder):
@@ -24,18 +25,18 @@ def test_a_run_from_scratch_moves_what_lay_there(tmp_path):
 
 
 def test_a_resumed_run_keeps_everything_and_its_metrics_get_a_number(tmp_path):
-    (tmp_path / CHECKPOINT_MARK).write_text("3")
+    (tmp_path / MARK).write_text("3")
     for content in ("first", "second"):
         (tmp_path / METRICS).write_text(content)
         prepare(tmp_path, resume=True)
-    assert names(tmp_path) == [CHECKPOINT_MARK, "metrics_1.jsonl", "metrics_2.jsonl"]
+    assert names(tmp_path) == [MARK, "metrics_1.jsonl", "metrics_2.jsonl"]
     assert [path.name for path in metrics_files(tmp_path)] == ["metrics_1.jsonl", "metrics_2.jsonl", METRICS]
 
 
 def test_without_resume_a_checkpoint_is_moved_too(tmp_path):
-    (tmp_path / CHECKPOINT_MARK).write_text("3")
+    (tmp_path / MARK).write_text("3")
     prepare(tmp_path, resume=False)
-    assert names(tmp_path) == [f"previous/1/{CHECKPOINT_MARK}"]
+    assert names(tmp_path) == [f"previous/1/{MARK}"]
 
 
 def test_numbers_go_on_after_nine(tmp_path):
