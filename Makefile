@@ -1,6 +1,6 @@
 PYTHON ?= .venv/bin/python
 
-.PHONY: check lint types form unit test format docs
+.PHONY: check lint types form unit test faults format docs
 check: lint ## before every commit; under a minute on two cores, without Ray
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync types form
 
@@ -19,6 +19,9 @@ unit: ## the unit tests; about four minutes on two cores
 
 test: ## everything, with the end-to-end tests
 	bash scripts/test.sh
+
+faults: ## do everything in docs/reliability.md to real processes; about a quarter of an hour
+	$(PYTHON) tests/faults
 
 format:
 	$(PYTHON) -m ruff check --fix . ; $(PYTHON) -m ruff format .

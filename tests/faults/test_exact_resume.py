@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
 STEPS = 6
 EXACT = [
-    *("model=tiny_self", "data=tiny_world", "cluster=cpu", *SMALL, f"trainer.total_training_steps={STEPS}"),
+    *("model=tiny", "data=tiny_world", "cluster=cpu", *SMALL, f"trainer.total_training_steps={STEPS}"),
     *("trainer.save_freq=1", "trainer.test_freq=-1", "trainer.logger=[file]"),
     "actor_rollout_ref.actor.fsdp_config.full_determinism=True",
     # Sampling, with a seed for each request; what a server says must not depend on what else it is asked.

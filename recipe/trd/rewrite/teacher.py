@@ -147,7 +147,7 @@ class TeacherClient:
             in_thought: whether the student's prompt ends inside a thought, which a y_r without thoughts has to close.
             seed: of the request; None: the server's own random numbers.
         """
-        settings, refine = self.config.rewrite, self.plan.refine
+        refine = self.plan.refine
         assert refine is not None, "the method rewrites"
         started = time.time()
         if refine.shows_reference and y_star is None:
@@ -156,19 +156,14 @@ class TeacherClient:
         if prompt is None:
             return Rewrite(Verdict.PROMPT_TOO_LONG, None, [], None, started, time.time())
         topk = self.config.objective.top_k if self._scorer is Scorer.GENERATION else None
-        sampling_params = {
-            "max_tokens": settings.max_response_length,
-            "temperature": settings.temperature,
-            "top_p": settings.top_p,
-            "top_k": settings.top_k,
-            **({} if seed is None else {"seed": seed}),
-        }
         try:
             # Only the top-k path reports why generation ended; on verl's own path the last token tells.
             extra: dict[str, Any] = {}
             if self.plan.author is not None and self.plan.author.sends_top_k:
                 extra["topk"] = topk or 1
-            output = await self._ask(self.plan.author, prompt_ids=prompt.ids, sampling_params=sampling_params, **extra)
+            output = await self._ask(
+                self.plan.author, prompt_ids=prompt.ids, sampling_params=self._sampling(seed), **extra
+            )
         except Exception as error:
             # The network boundary: the sample falls back, the failure is counted, the watchdog looks after the server.
             logger.exception("the teacher's server failed on a rewrite")
@@ -180,6 +175,16 @@ class TeacherClient:
             scored = rows.from_token(num_thought_tokens)
         y_r_ids = self._renamed(np.asarray(output.token_ids[num_thought_tokens:], dtype=np.int64)).tolist()
         return Rewrite(verdict, prompt, y_r_ids, scored, started, time.time(), num_thought_tokens=num_thought_tokens)
+
+    def _sampling(self, seed: int | None) -> dict[str, Any]:
+        settings = self.config.rewrite
+        return {
+            "max_tokens": settings.max_response_length,
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "top_k": settings.top_k,
+            **({} if seed is None else {"seed": seed}),
+        }
 
     def _judge(self, output: TokenOutput, *, in_thought: bool) -> tuple[Verdict, int]:
         """Verdict on the form of what the server sent, and the number of thought tokens that it begins with."""
