@@ -12,6 +12,8 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from verl_ext.runtime.errors import causes, is_process_death, one_line
 
 logger = logging.getLogger(__name__)
+# Some library of verl's workers raises the root's level above this.
+logger.setLevel(logging.WARNING)
 
 PAUSE_S = 1.0
 """Between two looks for a server that is being started again."""

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from recipe.trd.config.schema import TrdConfig
 from recipe.trd.preflight.data_files import data_files
 from recipe.trd.preflight.model_pair import RunModel
+from recipe.trd.preflight.verl_keys import SINGLE_TURN
 from recipe.trd.rewards import math_reward
 from recipe.trd.rewrite.teacher_prompt import chat_ids, reference
 from verl_ext.runtime.console import show
@@ -55,6 +56,7 @@ def check(
     Raises:
         ValueError: the message names file, row and what to change.
     """
+    _check_agents(trd, [*train, *val])
     _check_truths(config, [*train, *val])
     _check_references(config, trd, train)
     num_train = _check_lengths(config, "train_files", train, student)
@@ -150,6 +152,17 @@ def messages(value: Any, place: str) -> list[dict[str, Any]]:
     if found[-1]["role"] == "assistant":
         raise ValueError(f"{place} ends with a message of the assistant; the last one has to be the problem")
     return [dict(message) for message in found]
+
+
+def _check_agents(trd: TrdConfig, samples: Sequence[Sample]) -> None:
+    """verl lets a column choose the agent loop of a row; tools of one are shown to the student alone."""
+    for sample in samples:
+        name = sample.columns.get("agent_name") or SINGLE_TURN
+        if not trd.upstream and name != SINGLE_TURN:
+            raise ValueError(
+                f"{sample.place}: agent_name={name}: the teacher of method {trd.method} is shown no tools, so it would "
+                f"judge another conversation; set the column to {SINGLE_TURN}, or choose method=grpo"
+            )
 
 
 def _check_references(config: DictConfig, trd: TrdConfig, train: Sequence[Sample]) -> None:

@@ -12,6 +12,10 @@ SERVER = "distillation.teacher_models.teacher_model.inference"
 LOSS = "distillation.distillation_loss"
 
 
+SINGLE_TURN = "single_turn_agent"
+"""verl's name of the agent loop without tools."""
+
+
 def check_fixed(config: DictConfig, trd: TrdConfig) -> None:
     """Keys that have one possible value.
 
@@ -138,8 +142,8 @@ def check_agent_loop(config: DictConfig, trd: TrdConfig) -> None:
         ValueError: another agent loop is chosen.
     """
     name = config.actor_rollout_ref.rollout.agent.default_agent_loop
-    if not trd.upstream and name != "single_turn_agent":
+    if not trd.upstream and name != SINGLE_TURN:
         raise ValueError(
             f"actor_rollout_ref.rollout.agent.default_agent_loop={name}: the teacher of method {trd.method} is shown "
-            "no tools, so it would judge another conversation; set it to single_turn_agent, or choose method=grpo"
+            f"no tools, so it would judge another conversation; set it to {SINGLE_TURN}, or choose method=grpo"
         )

@@ -18,11 +18,19 @@ from transformers import PreTrainedTokenizerFast
 
 from recipe.trd import main
 from recipe.trd.preflight import checks, surroundings
+from verl_ext.runtime import checkpoints
 
 ROOT = Path(__file__).parents[4]
 ACTOR, ROLLOUT, MODEL = "actor_rollout_ref.actor", "actor_rollout_ref.rollout", "actor_rollout_ref.model"
 
 VALUES = [
+    ("trd.faults.request_timeout_s", 0),
+    ("trd.faults.reward_timeout_s", -1),
+    ("trd.faults.restarts", -1),
+    ("trd.faults.max_skipped_updates", 0),
+    ("trd.rewrite.retries", -1),
+    ("trd.rewrite.reject.repeated_frac_above", 1.5),
+    ("trd.rewrite.reject.student_log_prob_below", 1),
     (f"{ACTOR}.optim.lr", -1e-3),
     (f"{ACTOR}.optim.lr", "fast"),
     (f"{ACTOR}.optim.lr", float("nan")),
@@ -158,6 +166,20 @@ def test_data_that_no_run_can_use(make_config, tmp_path, content, key):
     assert str(path) in message
 
 
+def test_rows_that_choose_an_agent_with_tools(make_config, tmp_path):
+    path = tmp_path / "rows.parquet"
+    rows = [
+        ROW | {"prompt": [{"role": "user", "content": f"{number}"}], "agent_name": "single_turn_agent"}
+        for number in range(64)
+    ]
+    pd.DataFrame(rows).to_parquet(path)
+    assert main.check(make_config(**{"data.train_files": str(path)})) is None
+    rows[9]["agent_name"] = "tool_agent"
+    pd.DataFrame(rows).to_parquet(path)
+    message = refusal(make_config(**{"data.train_files": str(path)}))
+    assert f"{path}, row 9: agent_name=tool_agent: the teacher of method trd_opd is shown no tools" in message
+
+
 def test_references_that_are_in_no_row(make_config, tmp_path):
     path = tmp_path / "rows.parquet"
     rows = [
@@ -242,11 +264,33 @@ def test_a_checkpoint_of_another_run(make_config, tmp_path, key, value):
     assert "trainer.resume_mode=disable" in message
 
 
-def test_a_run_that_is_finished_says_so(make_config, tmp_path):
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("6")
-    run = {"trainer.default_local_dir": str(tmp_path)}
+@pytest.fixture
+def saved(tmp_path):
+    """A run folder with checkpoints of steps 5 and 6."""
+    for step in (5, 6):
+        written = tmp_path / checkpoints.ASIDE / f"global_step_{step}"
+        written.mkdir(parents=True)
+        torch.save({"step": step}, written / "model.pt")
+        checkpoints.publish(written, tmp_path)
+    return tmp_path
+
+
+def test_a_run_that_is_finished_says_so(make_config, saved):
+    run = {"trainer.default_local_dir": str(saved)}
     assert surroundings.finished_step(make_config(**run, **{"trainer.total_training_steps": 6})) == 6
     assert surroundings.finished_step(make_config(**run, **{"trainer.total_training_steps": 7})) is None
+    (saved / "global_step_6" / "model.pt").write_bytes(b"")
+    assert surroundings.finished_step(make_config(**run, **{"trainer.total_training_steps": 6})) is None
+
+
+def test_checkpoints_that_cannot_be_resumed(make_config, saved):
+    (saved / "global_step_6" / "model.pt").write_bytes(b"")
+    assert main.check(make_config(**{"trainer.default_local_dir": str(saved)})) is None  # the one before is whole
+    given = {"trainer.resume_mode": "resume_path", "trainer.resume_from_path": str(saved / "global_step_6")}
+    assert "global_step_6 is damaged (model.pt: 0 bytes" in main.check(make_config(**given))
+    (saved / "global_step_5" / "model.pt").unlink()
+    refusal = main.check(make_config(**{"trainer.default_local_dir": str(saved)}))
+    assert "none of its checkpoints is whole; set it to another folder, or trainer.resume_mode=disable" in refusal
 
 
 def test_steps_are_reached_whatever_the_epochs_say(make_config):
