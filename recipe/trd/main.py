@@ -21,6 +21,7 @@ REFUSED, FAILED, INTERRUPTED = 2, 1, 130
 @hydra.main(config_path=str(CONFIG_DIR), config_name="trd_trainer", version_base=None)
 def main(config: DictConfig) -> None:
     """Check, train, summarise; the exit code says how it went."""
+    _composed.append(True)
     # Imported here, so that `--help` and `--cfg` answer at once.
     from recipe.trd.reports import run_folder
     from recipe.trd.training import stop_signals
@@ -155,5 +156,24 @@ def train(config: DictConfig, run_dir: Path) -> None:
     run_ppo(config, task_runner_class=task_runner.remote_class())
 
 
+def command() -> None:
+    """`main`, and a suggestion where Hydra does not know a key or a choice."""
+    try:
+        main()
+    except SystemExit as ended:
+        # Hydra's code for whatever ended the program before it was asked to run; ours are printed with their reason.
+        if ended.code == 1 and not _composed:
+            from recipe.trd.config import misspelled
+
+            for line in misspelled.suggestions(sys.argv[1:]):
+                print(f"cannot start: {line}", file=sys.stderr)
+            raise SystemExit(REFUSED) from None
+        raise
+
+
+_composed: list[bool] = []
+"""Not empty once Hydra has composed the configuration."""
+
+
 if __name__ == "__main__":
-    main()
+    command()

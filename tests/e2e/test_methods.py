@@ -67,12 +67,28 @@ def tour(twin, fitted_bridge, run_tour):
         *("trd.objective.plus.divergence=hidden_mse", "trd.objective.plus.coef=10"),
         *("trd.objective.task_reward_coef=1", "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=2"),
     ]
+    cases["rejecting"] = [
+        *(*COMMON, "method=trd_opd", "trd.rewrite.when=incorrect_only", "trd.rewrite.retries=2"),
+        *("trd.rewrite.reject.wrong=true", "trd.rewrite.reject.no_answer=true"),
+        "trd.rewrite.reject.student_log_prob_below=-5",
+    ]
     for name, teacher in itertools.product(("opsd", "trd_opsd"), ("ema", "live")):
         own_weights = [f"trd.teacher.weights={teacher}", "trd.teacher.ema_decay=0.5", "trd.rewrite.weights=live"]
         cases[f"{name}_{teacher}"] = [*COMMON, f"method={name}", *own_weights]
     run_dir = run_tour("method_tour", cases)
     steps = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     return {name: step["data"] for name, step in zip(cases, steps, strict=True)}
+
+
+def test_rewrites_that_are_rejected_are_asked_for_again(tour):
+    found = tour["rejecting"]
+    verdicts = {name.rsplit("/")[-1]: value for name, value in found.items() if name.startswith("trd/verdict/")}
+    assert sum(verdicts.values()) == pytest.approx(1)
+    assert verdicts["not_needed"] == pytest.approx(found["trd/y_o_acc"])
+    assert verdicts["accepted"] > 0
+    assert found["trd/y_r_acc"] == 1  # of those that were accepted
+    assert found["trd/rewrite_attempts/mean"] >= 1
+    assert -5 < found["trd/y_r_student_log_prob/mean"] < 0
 
 
 @pytest.mark.parametrize("method", [*METHODS, "trd_full", "mixed"])

@@ -12,8 +12,6 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from verl_ext.runtime.errors import causes, is_process_death, one_line
 
 logger = logging.getLogger(__name__)
-# Some library of verl's workers raises the root's level above this.
-logger.setLevel(logging.WARNING)
 
 PAUSE_S = 1.0
 """Between two looks for a server that is being started again."""
@@ -60,7 +58,8 @@ class PatientClient(LLMServerClient):
                             f"no answer within {self._timeout_s:g} s (asked {failures} times)"
                         ) from error
                     raise
-                logger.warning("a request failed and is sent again: %s", one_line(error))
+                # An error, because warnings of verl's agent-loop workers go nowhere.
+                logger.error("a request failed and is sent again: %s", one_line(error))
 
 
 def is_gone(error: Exception) -> bool:

@@ -81,7 +81,11 @@ _TEACHER = [
         "trd.teacher.scorer=engine and a teacher whose weights are not those of the student's module",
     ),
     Rule(_names("trd", "server_gap_warn", "server_gap_stop"), _own_loss, "trd.upstream=false"),
-    Rule(("trd.faults.reward_timeout_s",), _own_loss, "trd.upstream=false"),
+    Rule(
+        _names("trd.faults", "request_timeout_s", "request_retries", "reward_timeout_s"),
+        _own_loss,
+        "trd.upstream=false",
+    ),
     Rule(
         ("trd.faults.teacher_restarts",),
         lambda trd: _own_loss(trd) and trd.has_server,
