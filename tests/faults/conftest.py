@@ -17,7 +17,7 @@ RUN = [
     *("trainer.total_training_steps=1000", "trainer.save_freq=1", "trainer.test_freq=-1", "trainer.logger=[file]"),
     *("trainer.max_actor_ckpt_to_keep=3", "trd.health_interval_s=3", "trd.faults.request_timeout_s=80"),
     *("trd.faults.reward_timeout_s=20", "trd.faults.restarts=5", f"data.reward_function={HERE / 'moody_reward.py'}"),
-    "actor_rollout_ref.model.external_lib=nan_gradient",
+    "actor_rollout_ref.model.external_lib=faults_inside",
 ]
 
 
