@@ -147,13 +147,13 @@ def train(config: DictConfig, run_dir: Path) -> None:
     from verl.trainer.main_ppo import run_ppo
 
     from recipe.trd.reports import provenance, reporting
-    from recipe.trd.training import task_runner
+    from recipe.trd.training import stop_signals, task_runner
 
     # verl copies `ray_kwargs` out of the tree, where an interpolation would lose its root.
     OmegaConf.resolve(config)
     os.environ.setdefault(reporting.LAUNCHED_AT, str(psutil.Process().create_time()))
     provenance.write_provenance(run_dir, config)
-    run_ppo(config, task_runner_class=task_runner.remote_class())
+    run_ppo(config, task_runner_class=stop_signals.TakenBack(task_runner.remote_class()))
 
 
 def command() -> None:

@@ -2,8 +2,10 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +27,8 @@ def install(config: DictConfig, run_dir: Path) -> None:
         run_dir: where the file will lie.
     """
     if STOP_FILE in os.environ:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _handlers[signal.SIGTERM] = signal.default_int_handler
+        _arm()
         return
     stop_file = run_dir / ".stop"
     for path in (stop_file, stopped_file(stop_file)):
@@ -39,8 +42,33 @@ def install(config: DictConfig, run_dir: Path) -> None:
         stop_file.touch()
         show(f"{signal.Signals(number).name}: the run is asked to save and stop; once more ends it at once")
 
-    for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, request)
+    _handlers.update({signal.SIGUSR1: request, signal.SIGTERM: request})
+    _arm()
+
+
+_handlers: dict[signal.Signals, Callable[[int, FrameType | None], None]] = {}
+
+
+def _arm() -> None:
+    for number, handler in _handlers.items():
+        signal.signal(number, handler)
+
+
+class TakenBack:
+    """A Ray actor class that takes the signals back before it is used: `ray.init` has SIGTERM abort the process."""
+
+    def __init__(self, actor_class: Any) -> None:
+        """Args: actor_class: what `ray.remote` makes of a class."""
+        self._actor_class = actor_class
+
+    def remote(self, *args: Any, **kwargs: Any) -> Any:
+        """Ray's; called in the main thread, once Ray is up."""
+        _arm()
+        return self._actor_class.remote(*args, **kwargs)
+
+    def options(self, **options: Any) -> "TakenBack":
+        """Ray's."""
+        return TakenBack(self._actor_class.options(**options))
 
 
 def stopped(run_dir: Path) -> bool:

@@ -78,3 +78,46 @@ def test_a_run_that_stopped_says_so(tmp_path):
     assert not stop_signals.stopped(tmp_path)
     preemption.stopped_file(tmp_path / ".stop").write_text("4\n")
     assert stop_signals.stopped(tmp_path)
+
+
+RAY_PROGRAM = """
+    import os, sys, time
+    from pathlib import Path
+    import ray
+    from omegaconf import OmegaConf
+    from recipe.trd.training import stop_signals
+
+    class Runner:
+        def run(self):
+            time.sleep(60)
+
+    config = OmegaConf.create({"ray_kwargs": {"ray_init": {"runtime_env": {"env_vars": {}}}}})
+    stop_signals.install(config, Path(sys.argv[1]))
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    runner = stop_signals.TakenBack(ray.remote(Runner)).options(num_cpus=0).remote()
+    try:
+        print("up", flush=True)
+        ray.get(runner.run.remote())
+    except KeyboardInterrupt:
+        raise SystemExit(130)
+"""
+
+
+def test_ray_does_not_keep_the_signals(tmp_path):
+    env = {name: value for name, value in os.environ.items() if name != preemption.STOP_FILE}
+    command = [sys.executable, "-c", textwrap.dedent(RAY_PROGRAM), str(tmp_path)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        while process.stdout.readline().strip() != "up":
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while not (tmp_path / ".stop").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 130
+    finally:
+        process.kill()
+        process.wait()
