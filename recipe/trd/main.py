@@ -40,7 +40,8 @@ def main(config: DictConfig) -> None:
         raise SystemExit(REFUSED) from None
     leftovers.remove_stale_shared_memory()
     stop_signals.install(config, run_dir)
-    code = run(config, run_dir)
+    with leftovers.process_guard():
+        code = run(config, run_dir)
     if code == 0:
         from recipe.trd.reports import run_summary
 
@@ -118,21 +119,21 @@ def train_through(config: DictConfig, run_dir: Path) -> None:
 
     for attempt in range(1 + config.trd.faults.restarts):
         before, _ = checkpoints.newest(run_dir)
-        with leftovers.process_guard():
-            try:
-                train(config, run_dir)
-                return
-            except Exception as error:
-                newest, _ = checkpoints.newest(run_dir)
-                may_restart = attempt < config.trd.faults.restarts and newest is not None and newest != before
-                if not may_restart or not is_process_death(error):
-                    raise
-                console.show(
-                    f"WARNING {one_line(error)}: the run goes on from {newest}, restart {attempt + 1} of "
-                    f"{config.trd.faults.restarts}"
-                )
-                # Before the guard ends what is left: without its own Ray this process would be ended, too.
-                ray.shutdown()
+        try:
+            train(config, run_dir)
+            return
+        except Exception as error:
+            newest, _ = checkpoints.newest(run_dir)
+            may_restart = attempt < config.trd.faults.restarts and newest is not None and newest != before
+            if not may_restart or not is_process_death(error):
+                raise
+            console.show(
+                f"WARNING {one_line(error)}: the run goes on from {newest}, restart {attempt + 1} of "
+                f"{config.trd.faults.restarts}"
+            )
+        # First Ray, without which this process would be ended with the rest.
+        ray.shutdown()
+        leftovers.end_processes()
         config.trainer.resume_mode = "auto"
         os.environ[reporting.LAUNCHED_AT] = str(time.time())
         run_folder.prepare(run_dir, resume=True)

@@ -64,8 +64,10 @@ def test_grpo_gives_the_metrics_of_verls_own_entry_point(launch, tmp_path):
     got = ours.metrics()
     assert sorted(got) == sorted(expected) == [1, 2]
     for step, metrics in expected.items():
-        assert set(got[step]) == set(metrics)
-        timed = {name for name in metrics if name.startswith("timing") or "perf/" in name}
+        assert set(got[step]) == {*metrics, "trd/skipped_updates"}
+        # Ours are of the limits of `data`, verl's of the longest of the batch.
+        clipped = {name for name in metrics if name.endswith("/clip_ratio")}
+        timed = {name for name in metrics if name.startswith("timing") or "perf/" in name} | clipped
         unlike = {
             name: (got[step][name], metrics[name])
             for name in set(metrics) - timed

@@ -35,6 +35,11 @@ def process_guard() -> Iterator[None]:
         remove_stale_shared_memory(min_age_s=0.0, since=began)
 
 
+def end_processes() -> None:
+    """End those now that were started inside the guard, and go on."""
+    _end_marked(os.environ[RUN_ID])
+
+
 def _end_marked(run_id: str, *, patience_s: float = 5.0) -> None:
     deadline = time.monotonic() + patience_s
     while processes := _marked(run_id):
