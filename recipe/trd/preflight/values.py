@@ -125,3 +125,10 @@ def check(config: DictConfig) -> None:
             raise ValueError(f"{key}={'null' if value is None else value} must be {kind.text}")
     if config.trainer.resume_mode not in ("auto", "disable", "resume_path"):
         raise ValueError(f"trainer.resume_mode={config.trainer.resume_mode} must be auto, disable or resume_path")
+    rollout = config.actor_rollout_ref.rollout
+    if config.trainer.device == "cpu" and OmegaConf.select(rollout, "full_determinism"):
+        raise ValueError(
+            "actor_rollout_ref.rollout.full_determinism=True: the batch invariance of vLLM that it switches on needs "
+            "CUDA; on a CPU set it to False, with actor_rollout_ref.actor.fsdp_config.full_determinism=True and "
+            "actor_rollout_ref.rollout.max_num_seqs=1"
+        )

@@ -26,8 +26,10 @@ from recipe.trd.rewrite.teacher import Rewrite, TeacherClient
 from recipe.trd.rewrite.teacher_prompt import Message, TeacherPrompt, reference
 from recipe.trd.rewrite.topk import TopKLogProbs
 from recipe.trd.rewrite.verdict import Verdict
-from recipe.trd.training import loss  # noqa: F401  verl looks its loss up in every process
-from recipe.trd.training.determinism import request_seed
+from recipe.trd.training import (
+    determinism,
+    loss,  # noqa: F401  verl looks its loss up in every process
+)
 from recipe.trd.training.rewriting import Rewriter
 from recipe.trd.training.training_sample import (
     TrainingSample,
@@ -91,13 +93,13 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
         self, sampling_params: dict[str, Any], *args: Any, session_id: int = 0, **kwargs: Any
     ) -> None:
         """verl's, with a seed of its own for every rollout where everything is to be the same again."""
-        if self.config.actor_rollout_ref.rollout.full_determinism:
+        if determinism.is_wanted(self.config):
             seed = self._seed({**kwargs, "session_id": session_id}, "y_o")
             sampling_params = {**sampling_params, "seed": seed}
         await super()._run_agent_loop(sampling_params, *args, session_id=session_id, **kwargs)
 
     def _seed(self, kwargs: Mapping[str, Any], purpose: str) -> int:
-        return request_seed(kwargs, seed=self.config.actor_rollout_ref.rollout.seed, purpose=purpose)
+        return determinism.request_seed(kwargs, seed=self.config.actor_rollout_ref.rollout.seed, purpose=purpose)
 
     async def _agent_loop_postprocess(
         self, output: AgentLoopOutput | list[AgentLoopOutput], validate: bool, **kwargs: Any
@@ -153,7 +155,7 @@ class TrdAgentLoopWorker(AgentLoopWorkerTQ.__ray_metadata__.modified_class):
             teacher=self.teacher,
             tokenizer=self.tokenizer,
             grade=self._compute_score,
-            seed=self._seed if self.config.actor_rollout_ref.rollout.full_determinism else None,
+            seed=self._seed if determinism.is_wanted(self.config) else None,
         )
 
     async def _attach_teacher(

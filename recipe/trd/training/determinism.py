@@ -9,6 +9,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from omegaconf import DictConfig
+
+
+def is_wanted(config: DictConfig) -> bool:
+    """Whether the run is to be the same again: verl's `full_determinism` of the trainer, or of its servers (CUDA)."""
+    actor_rollout = config.actor_rollout_ref
+    return bool(actor_rollout.rollout.full_determinism or actor_rollout.actor.fsdp_config.full_determinism)
+
 
 def request_seed(kwargs: Mapping[str, Any], *, seed: int, purpose: str) -> int:
     """Seed of one request, the same whenever this sample of this step is drawn.

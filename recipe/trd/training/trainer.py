@@ -21,10 +21,10 @@ from recipe.trd.reports.reporting import Reporting, stage
 from recipe.trd.rewrite import records
 from recipe.trd.training import (
     advantage,  # noqa: F401  advantage registers itself
+    determinism,
     first_look,
 )
 from recipe.trd.training.checkpointing import SafeCheckpoints
-from recipe.trd.training.determinism import order_by_content
 from recipe.trd.training.server_gap import ServerWatch
 from recipe.trd.training.worker import PROBE_TOKENS, TrdWorker
 from verl_ext.engine.probe import Probe
@@ -127,12 +127,14 @@ class TrdTrainer(Reporting, SafeCheckpoints, PPOTrainerSync):
 
     def _balance_batch(self, batch: KVBatchMeta, metrics: dict[str, Any], *args: Any, **kwargs: Any) -> KVBatchMeta:
         """verl's, from an order that is the same in every run where everything is to be."""
-        if self.config.actor_rollout_ref.rollout.full_determinism:
+        if determinism.is_wanted(self.config):
             data = tq.kv_batch_get(
                 keys=batch.keys, partition_id=batch.partition_id, select_fields=["prompts", "responses"]
             )
             batch.reorder(
-                order_by_content(*([ids.tolist() for ids in data[name].unbind()] for name in ("prompts", "responses")))
+                determinism.order_by_content(
+                    *([ids.tolist() for ids in data[name].unbind()] for name in ("prompts", "responses"))
+                )
             )
         return super()._balance_batch(batch, metrics, *args, **kwargs)
 

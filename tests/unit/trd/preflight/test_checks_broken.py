@@ -264,6 +264,11 @@ def test_a_checkpoint_of_another_run(make_config, tmp_path, key, value):
     assert "trainer.resume_mode=disable" in message
 
 
+def test_batch_invariance_needs_cuda(make_config):
+    message = refusal(make_config(**{f"{ROLLOUT}.full_determinism": True}))
+    assert message.startswith(f"{ROLLOUT}.full_determinism=True: the batch invariance of vLLM")
+
+
 @pytest.fixture
 def saved(tmp_path):
     """A run folder with checkpoints of steps 5 and 6."""
