@@ -83,10 +83,9 @@ class Watchdog:
     def _is_gone(self, worker: Any) -> bool:
         try:
             ray.get(worker.__ray_call__.remote(_alive), timeout=self._interval_s)
-        except ray.exceptions.RayActorError:
-            return True
-        except ray.exceptions.RayError:
-            return False
+        except ray.exceptions.RayError as error:
+            # Silence (GetTimeoutError) is work; only a process that is gone counts.
+            return isinstance(error, ray.exceptions.RayActorError)
         return False
 
     def _end_run(self, reason: str) -> None:

@@ -37,9 +37,10 @@ def suggestions(arguments: Sequence[str]) -> list[str]:
     keys = list(_keys(_composed([str(one.input_line) for one in chosen])))
     for one in overrides:
         key = one.key_or_group
-        if key not in choices and not one.is_add() and "/" not in key and key not in keys:
-            wrong.append(f"{key} is no key; did you mean {_nearest(key, [*keys, *choices])}?")
-    return [line for line in wrong if "did you mean None" not in line]
+        is_known = key in choices or key in keys or one.is_add() or "/" in key
+        if not is_known and (nearest := _nearest(key, [*keys, *choices])):
+            wrong.append(f"{key} is no key; did you mean {nearest}?")
+    return wrong
 
 
 def _wrong_choice(one: Override, choices: dict[str, list[str]]) -> list[str]:

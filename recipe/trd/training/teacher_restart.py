@@ -62,7 +62,7 @@ def _start_again(manager: Any, replica: Any, *, number: int) -> None:
 
 
 def _end_engine(server: Any) -> None:
-    """An engine whose core died leaves workers that hold its memory; of an actor that is gone Ray ends them."""
+    """An engine whose core died may leave workers that hold its memory; an actor that is gone cannot be asked."""
     try:
         ray.get(server.__ray_call__.remote(_end_children), timeout=30)
     except ray.exceptions.RayError:
