@@ -75,7 +75,8 @@ class SafeCheckpoints:
         if self.config.trainer.resume_mode != "auto" or not checkpoints.saved(run_dir):
             super()._load_checkpoint()  # type: ignore[misc]
             return
-        below, unreadable = None, None
+        below: int | None = None
+        unreadable: Exception | None = None
         while True:
             folder, damaged = checkpoints.newest(run_dir, below=below)
             for path, problem in damaged.items():
@@ -84,6 +85,10 @@ class SafeCheckpoints:
                 raise unreadable or RuntimeError(
                     f"no checkpoint in {run_dir} is whole; set trainer.resume_mode=disable to begin anew"
                 )
+            if problem := checkpoints.changed(folder):
+                show(f"WARNING {folder} is damaged ({problem}): the checkpoint before it is taken")
+                below = int(checkpoints.step_of(folder))
+                continue
             files.write_text(run_dir / checkpoints.MARK, checkpoints.step_of(folder))
             try:
                 super()._load_checkpoint()  # type: ignore[misc]

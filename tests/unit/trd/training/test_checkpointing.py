@@ -145,3 +145,18 @@ def test_a_path_of_the_users_own_is_left_to_verl(make):
     trainer.unreadable[1] = RuntimeError("as verl says it")
     with pytest.raises(RuntimeError, match="as verl says it"):
         trainer._load_checkpoint()
+
+
+def test_bytes_that_were_changed_in_place_are_found(make, capsys):
+    trainer = make()
+    for step in (1, 2):
+        trainer.save(step)
+    path = Path(trainer.config.trainer.default_local_dir) / "global_step_2" / "actor" / "model.pt"
+    torch.save({"w": torch.arange(1000.0)}, path)
+    (path.parents[1] / checkpoints.MANIFEST).unlink()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(bytes(data))
+    trainer._load_checkpoint()
+    assert trainer.loaded == 1
+    assert "global_step_2 is damaged (actor/model.pt: " in capsys.readouterr().out
