@@ -85,8 +85,8 @@ class SafeCheckpoints:
                 raise unreadable or RuntimeError(
                     f"no checkpoint in {run_dir} is whole; set trainer.resume_mode=disable to begin anew"
                 )
-            if problem := checkpoints.changed(folder):
-                show(f"WARNING {folder} is damaged ({problem}): the checkpoint before it is taken")
+            if change := checkpoints.changed(folder):
+                show(f"WARNING {folder} is damaged ({change}): the checkpoint before it is taken")
                 below = int(checkpoints.step_of(folder))
                 continue
             files.write_text(run_dir / checkpoints.MARK, checkpoints.step_of(folder))
