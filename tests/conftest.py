@@ -10,6 +10,14 @@ os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# Triton decides when it is imported whether its own functions are compiled or interpreted. Here they are interpreted, on
+# a CPU; processes that a test starts decide for themselves.
+os.environ["TRITON_INTERPRET"] = "1"
+import triton  # noqa: E402
+
+del os.environ["TRITON_INTERPRET"]
+triton.knobs.runtime.interpret = True
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"

@@ -4,6 +4,7 @@ No tensor here is larger than one chunk x vocabulary, except the head's own grad
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -22,7 +23,8 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
 
 def raw_logits(*, hidden: Tensor, weight: Tensor, out: Tensor) -> None:
     """out [c, V] = hidden [c, d] @ weight [V, d]^T."""
-    for tile in _tiles(weight, out.dtype):
+    as_it_is = out.is_cuda and hidden.dtype == weight.dtype
+    for tile in _tiles(weight, weight.dtype if as_it_is else out.dtype):
         _multiply(hidden, weight[tile].t(), out=out[:, tile])
 
 
@@ -47,17 +49,28 @@ def finish_logits(*, logits: Tensor, head: Head, num_tokens: int) -> Tensor | No
     return slope
 
 
-def hidden_gradient(*, gradient: Tensor, weight: Tensor) -> Tensor:
-    """gradient [c, V] @ weight [V, d], in the gradient's type."""
-    out = torch.zeros(gradient.shape[0], weight.shape[1], dtype=gradient.dtype, device=gradient.device)
-    for tile in _tiles(weight, out.dtype):
+def gradient_dtype(head: Head) -> torch.dtype:
+    """Type of d(loss)/d(logits): what its products with hidden states and head take, and what holds its range.
+
+    On a GPU bfloat16 beside bfloat16, for the tensor cores; float16 would lose what is below 6e-8, as most of it is.
+    """
+    pair = {head.hidden.dtype, head.weight.dtype}
+    if head.hidden.is_cuda and pair == {torch.bfloat16}:
+        return torch.bfloat16
+    return working_dtype(head.hidden, head.weight)
+
+
+def hidden_gradient(*, gradient: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """gradient [c, V] @ weight [V, d], summed in and returned as `dtype`."""
+    out = torch.zeros(gradient.shape[0], weight.shape[1], dtype=dtype, device=gradient.device)
+    for tile in _tiles(weight, gradient.dtype):
         _multiply(gradient[:, tile], weight[tile], out=out, accumulate=True)
     return out
 
 
 def weight_gradient(*, gradient: Tensor, hidden: Tensor, out: Tensor, accumulate: bool) -> None:
-    """out [V, d] = gradient [c, V]^T @ hidden [c, d], or += with `accumulate`."""
-    for tile in _tiles(out, hidden.dtype if hidden.is_cuda else out.dtype):
+    """out [V, d] = gradient [c, V]^T @ hidden [c, d], or += with `accumulate`, summed in out's type."""
+    for tile in _tiles(out, hidden.dtype if hidden.dtype == gradient.dtype else out.dtype):
         _multiply(gradient[:, tile].t(), hidden, out=out[tile], accumulate=accumulate)
 
 
@@ -70,13 +83,31 @@ def _tiles(rows: Tensor, dtype: torch.dtype) -> Iterator[slice]:
 def _multiply(left: Tensor, right: Tensor, *, out: Tensor, accumulate: bool = False) -> None:
     """out = left @ right, or out += left @ right, summed in out's type.
 
-    `right` may be narrower than `out`. On a CPU it is widened: the product is exact for its values. On a GPU `left` is
-    narrowed to it, for the tensor cores, as every mixed-precision training step does.
+    On a GPU two half-precision factors go to the tensor cores as they are. Otherwise both are widened to out's type
+    and multiplied in it, never in TF32, whatever the process allows for its models.
     """
-    if right.is_cuda and right.dtype.itemsize < out.dtype.itemsize:
-        product = torch.mm(left.to(right.dtype), right, out_dtype=out.dtype)
-        out.add_(product) if accumulate else out.copy_(product)
-    elif accumulate:
-        torch.addmm(out, left.to(out.dtype), right.to(out.dtype), out=out)
-    else:
-        torch.mm(left.to(out.dtype), right.to(out.dtype), out=out)
+    if out.is_cuda and left.dtype == right.dtype and left.dtype.itemsize < out.dtype.itemsize:
+        if accumulate:
+            torch.ops.aten.addmm.dtype_out(out, left, right, out.dtype, out=out)
+        else:
+            torch.ops.aten.mm.dtype_out(left, right, out.dtype, out=out)
+        return
+    left, right = left.to(out.dtype), right.to(out.dtype)
+    with _full_precision(out):
+        if accumulate:
+            torch.addmm(out, left, right, out=out)
+        else:
+            torch.mm(left, right, out=out)
+
+
+@contextmanager
+def _full_precision(out: Tensor) -> Iterator[None]:
+    if not out.is_cuda:
+        yield
+        return
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)

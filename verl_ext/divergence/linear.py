@@ -1,9 +1,9 @@
 """Divergences straight from hidden states and output heads, without a [tokens, vocabulary] tensor.
 
 The loss is sum_n w_n * D_n with weights w that are known beforehand, so each chunk of positions can form its gradient
-at once: logits of both sides, value, d(loss)/d(logits) in the place of the student's logits, and from it the gradients
-of hidden states and head. Memory is two [chunk, V] buffers (one for a top-k teacher) and, if it trains, the head's
-gradient.
+at once: logits of both sides, value, d(loss)/d(logits), and from it the gradients of hidden states and head. Memory is
+two [chunk, V] buffers (one for a top-k teacher), one more for d(loss)/d(logits) where Triton kernels write it, and, if
+it trains, the head's gradient.
 """
 
 from dataclasses import dataclass, replace
@@ -15,17 +15,24 @@ from torch import Tensor
 from verl_ext.divergence.block import diagnostic_top_k, evaluate_block, output_names
 from verl_ext.divergence.head import (
     finish_logits,
+    gradient_dtype,
     hidden_gradient,
     raw_logits,
     weight_gradient,
     working_dtype,
 )
+from verl_ext.divergence.softmax import softmax_in_place
 from verl_ext.divergence.spec import Head, Objective, Tokens, TopK, check_fit
-from verl_ext.divergence.support import Block, softmax_in_place
+from verl_ext.divergence.support import Block
+from verl_ext.divergence.whole_block import WholeBlock
 
-CHUNK_BYTES = {"cpu": 206 << 20, "cuda": 768 << 20}
+CHUNK_BYTES = {"cpu": 206 << 20, "cuda": 1152 << 20}
 """Memory of the [chunk, V] buffers together; changes memory and speed, not numbers. On a CPU, matrix products slow down
-with fewer positions: for a vocabulary of 151,936, 177 fit, or 355 beside a top-k."""
+with fewer positions: for a vocabulary of 151,936, 177 fit, or 355 beside a top-k. On a GPU each chunk also reads and
+writes the head's gradient once: 768 fit, or 1280."""
+
+CHUNK_STEP = {"cpu": 16, "cuda": 128}
+"""Positions of a chunk are a multiple of this: the tiles of a product."""
 
 BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 48 << 20}
 """Size of one temporary [positions, V] of the work on logits: large enough for two cores, small enough for a cache."""
@@ -148,25 +155,48 @@ def _all_chunks(job: _Job, needs_gradient: tuple[bool, ...]) -> tuple[Tensor, _G
     outputs = torch.zeros(len(names), len(student.hidden), dtype=dtype, device=student.hidden.device)
     gradients = _no_gradients(job, needs_gradient, dtype, num_positions=len(positions))
 
-    num_buffers = 2 if isinstance(teacher, Head) else 1
-    size = _chunk_positions(len(positions), num_buffers * job.num_tokens * dtype.itemsize, student.hidden.device.type)
-    buffers = student.hidden.new_empty((num_buffers, size, job.num_tokens), dtype=dtype)
-    for index, chunk in enumerate(positions.split(size) if len(positions) > 0 else ()):
-        logits = buffers[0, : len(chunk)]
-        raw_logits(hidden=student.hidden[chunk], weight=student.weight[: job.num_tokens], out=logits)
+    chunk_gradient = _gradient_with_kernels if uses_kernels(student) else _gradient_in_place
+    buffers = _new_buffers(job, num_positions=len(positions), separate=uses_kernels(student))
+    for index, chunk in enumerate(positions.split(len(buffers.logits[0])) if len(positions) > 0 else ()):
+        logits = buffers.logits[:, : len(chunk)]
+        raw_logits(hidden=student.hidden[chunk], weight=student.weight[: job.num_tokens], out=logits[0])
         if isinstance(teacher, Head):
-            raw_logits(
-                hidden=teacher.hidden[chunk],
-                weight=teacher.weight[: job.num_tokens],
-                out=buffers[1, : len(chunk)],
-            )
-        outputs[:, chunk] = _gradient_in_place(job, chunk, buffers[:, : len(chunk)])
-        _collect(job, chunk, logits, gradients, is_first=index == 0)
+            raw_logits(hidden=teacher.hidden[chunk], weight=teacher.weight[: job.num_tokens], out=logits[1])
+        gradient = buffers.gradient[: len(chunk)]
+        outputs[:, chunk] = chunk_gradient(job, chunk, logits, gradient)
+        _collect(job, chunk, gradient, gradients, is_first=index == 0)
     return outputs, _Gradients(
         hidden=gradients.hidden,
         weight=None if gradients.weight is None else gradients.weight.to(student.weight.dtype),
         bias=None if gradients.bias is None or student.bias is None else gradients.bias.to(student.bias.dtype),
     )
+
+
+def uses_kernels(student: Head) -> bool:
+    """Whether the Triton kernels do the work on logits: on a GPU, in float32, and without a soft-cap, whose slope
+    differs from token to token."""
+    dtype = working_dtype(student.hidden, student.weight)
+    return student.hidden.is_cuda and dtype == torch.float32 and student.soft_cap is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Buffers:
+    """logits [sides, c, V] of a chunk, and d(loss)/d(raw student logits) [c, V]."""
+
+    logits: Tensor
+    gradient: Tensor
+
+
+def _new_buffers(job: _Job, *, num_positions: int, separate: bool) -> _Buffers:
+    """Of as many positions as the budget allows; a gradient that is not `separate` takes the logits' place."""
+    student, num_sides = job.student, 2 if isinstance(job.teacher, Head) else 1
+    dtype = working_dtype(student.hidden, student.weight)
+    token_bytes = num_sides * dtype.itemsize + separate * gradient_dtype(student).itemsize
+    size = _chunk_positions(num_positions, token_bytes * job.num_tokens, _kind(student.hidden))
+    logits = student.hidden.new_empty((num_sides, size, job.num_tokens), dtype=dtype)
+    if separate:
+        return _Buffers(logits=logits, gradient=torch.empty_like(logits[0], dtype=gradient_dtype(student)))
+    return _Buffers(logits=logits, gradient=logits[0])
 
 
 def _no_gradients(job: _Job, needs_gradient: tuple[bool, ...], dtype: torch.dtype, *, num_positions: int) -> _Gradients:
@@ -185,51 +215,83 @@ def _no_gradients(job: _Job, needs_gradient: tuple[bool, ...], dtype: torch.dtyp
 def _collect(job: _Job, chunk: Tensor, gradient: Tensor, gradients: _Gradients, *, is_first: bool) -> None:
     """Turn d(loss)/d(raw logits) [c, V] of a chunk into its share of the three gradients."""
     student = job.student
+    gradient = gradient.to(gradient_dtype(student))
     if gradients.hidden is not None:
-        product = hidden_gradient(gradient=gradient, weight=student.weight[: job.num_tokens])
+        dtype = working_dtype(student.hidden, student.weight)
+        product = hidden_gradient(gradient=gradient, weight=student.weight[: job.num_tokens], dtype=dtype)
         gradients.hidden[chunk] = product.to(gradients.hidden.dtype)
     if gradients.weight is not None:
         out = gradients.weight[: job.num_tokens]
         weight_gradient(gradient=gradient, hidden=student.hidden[chunk], out=out, accumulate=not is_first)
     if gradients.bias is not None:
-        gradients.bias[: job.num_tokens] += gradient.sum(0)
+        gradients.bias[: job.num_tokens] += gradient.sum(0, dtype=gradients.bias.dtype)
 
 
-def _gradient_in_place(job: _Job, chunk: Tensor, buffers: Tensor) -> Tensor:
-    """Outputs [names, c] of a chunk; its raw student logits (buffer 0) become d(loss)/d(raw logits)."""
-    size = max(1, BLOCK_BYTES[_kind(buffers)] // (buffers.shape[-1] * buffers.itemsize))
-    top_k = diagnostic_top_k(job.objective, job.teacher)
+def _gradient_with_kernels(job: _Job, chunk: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+    """Outputs [names, c] of a chunk from its raw logits [sides, c, V]; `gradient` becomes d(loss)/d(raw logits)."""
+    from verl_ext.divergence.kernel_block import KernelBlock, logit_side  # Triton is wanted on a GPU only
+
+    finish_logits(logits=logits[0], head=job.student, num_tokens=job.num_tokens)
+    if isinstance(job.teacher, Head):
+        finish_logits(logits=logits[1], head=job.teacher, num_tokens=job.num_tokens)
+    block = KernelBlock(
+        student=logit_side(logits[0]),
+        teacher=logit_side(logits[1]) if len(logits) > 1 else None,
+        factor=1 / job.student.temperature,
+        **_given(job, chunk),
+    )
+    return _evaluate(job, block, chunk, gradient)
+
+
+def _gradient_in_place(job: _Job, chunk: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
+    """Outputs [names, c] of a chunk; its raw student logits, the memory of `gradient`, become d(loss)/d(raw logits)."""
+    size = max(1, BLOCK_BYTES[_kind(logits)] // (logits.shape[-1] * logits.itemsize))
     parts = []
-    probs = torch.empty_like(buffers[:, :size])
+    probs = torch.empty_like(logits[:, :size])
     for start in range(0, len(chunk), size):
         positions = chunk[start : start + size]
-        logits = buffers[:, start : start + size]
-        slope = finish_logits(logits=logits[0], head=job.student, num_tokens=job.num_tokens)
+        rows = logits[:, start : start + size]
+        slope = finish_logits(logits=rows[0], head=job.student, num_tokens=job.num_tokens)
         if isinstance(job.teacher, Head):
-            finish_logits(logits=logits[1], head=job.teacher, num_tokens=job.num_tokens)
-        block = Block(
-            student=softmax_in_place(logits[0], probs=probs[0, : len(positions)]),
-            teacher=softmax_in_place(logits[1], probs=probs[1, : len(positions)]) if len(buffers) > 1 else None,
-            top_k=_top_k_at(job.teacher, positions) if isinstance(job.teacher, TopK) else None,
-            ids=_column(job.tokens.ids, positions),
-            old_log_probs=_column(job.tokens.old_log_probs, positions),
-            advantages=_column(job.tokens.advantages, positions),
+            finish_logits(logits=rows[1], head=job.teacher, num_tokens=job.num_tokens)
+        block = WholeBlock(
+            student=softmax_in_place(rows[0], probs=probs[0, : len(positions)]),
+            teacher=softmax_in_place(rows[1], probs=probs[1, : len(positions)]) if len(logits) > 1 else None,
+            **_given(job, positions),
         )
-        weights = job.tokens.weights[positions].to(buffers.dtype)
-        values = evaluate_block(block, objective=job.objective, weights=weights, top_k=top_k)
-        parts.append(torch.stack(values))
-        block.logits_gradient(out=logits[0])
+        out = gradient[start : start + size]
+        parts.append(_evaluate(job, block, positions, out))
         if slope is not None:
-            logits[0].mul_(slope)
+            out.mul_(slope)
     return torch.cat(parts, -1)
 
 
-def _chunk_positions(num_positions: int, position_bytes: int, device_type: str) -> int:
-    """Positions of a chunk: what the budget allows, evened out over the number of chunks that it makes, in sixteens."""
-    most = max(1, CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // position_bytes)
+def _given(job: _Job, positions: Tensor) -> dict[str, Any]:
+    """What the caller brought for these positions."""
+    return {
+        "num_tokens": job.num_tokens,
+        "top_k": _top_k_at(job.teacher, positions) if isinstance(job.teacher, TopK) else None,
+        "ids": _column(job.tokens.ids, positions),
+        "old_log_probs": _column(job.tokens.old_log_probs, positions),
+        "advantages": _column(job.tokens.advantages, positions),
+    }
+
+
+def _evaluate(job: _Job, block: Block, positions: Tensor, gradient: Tensor) -> Tensor:
+    """Outputs [names, n] of a block; `gradient` [n, V] becomes that by its finished logits."""
+    weights = job.tokens.weights[positions].to(working_dtype(job.student.hidden, job.student.weight))
+    top_k = diagnostic_top_k(job.objective, job.teacher)
+    return torch.stack(
+        evaluate_block(block, objective=job.objective, weights=weights, top_k=top_k, gradient=gradient)
+    )
+
+
+def _chunk_positions(num_positions: int, position_bytes: int, kind: str) -> int:
+    """Positions of a chunk: what the budget allows, evened out over the number of chunks that it makes, in steps."""
+    most, step = max(1, CHUNK_BYTES[kind] // position_bytes), CHUNK_STEP[kind]
     num_chunks = max(1, -(-num_positions // most))
     even = max(1, -(-num_positions // num_chunks))
-    return min(most, -(-even // 16) * 16, max(1, num_positions))
+    return min(most, -(-even // step) * step, max(1, num_positions))
 
 
 def _kind(tensor: Tensor) -> str:

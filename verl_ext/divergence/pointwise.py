@@ -4,6 +4,9 @@ Every divergence here is a sum over entries (vocabulary entries, or the events o
 only on that entry. A function returns the terms and their derivatives by the student's log-probability of the same
 entry; supports, tails, clips, gates and the softmax are applied around it (support.py, token_weight.py). Adding a
 divergence is one such function and one line of a registry.
+
+The divergences of two distributions are written with operators, `log`, `at_least` and `where` alone: kernels.py
+compiles the same functions for a GPU.
 """
 
 from __future__ import annotations
@@ -22,36 +25,26 @@ LOG_ZERO = -1e30
 """Stands for the logarithm of 0, so that 0 * log 0 is 0 and nothing becomes NaN."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogProbs:
-    """Natural logarithms of probabilities [n, E] on the same E entries, each >= LOG_ZERO, and the probabilities.
+log, where = torch.log, torch.where
 
-    The student's tensors must be left alone; the teacher's may be overwritten, which spares memory and time when E is
-    the vocabulary. Divergences that need no teacher ignore it. For a support of one sampled token, `old` [n, 1] holds
-    the log-probabilities of the policy that sampled, None where it is the current one, and `advantage` [n, 1] what a
-    policy gradient follows.
+
+def at_least(values: Tensor, low: float) -> Tensor:
+    """Values no smaller than `low`."""
+    return values.clamp(min=low)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledLogProbs:
+    """Log-probabilities [n, 1] of the sampled token, nats, each >= LOG_ZERO.
+
+    `old`: of the policy that sampled, None where it is the current one; `advantage`: what a policy gradient follows.
+    The teacher counts as 0 where there is none.
     """
 
     student: Tensor
     teacher: Tensor
-    student_probs: Tensor
-    teacher_probs: Tensor
     old: Tensor | None = None
     advantage: Tensor | None = None
-
-
-def log_probs_of(
-    *, student: Tensor, teacher: Tensor, old: Tensor | None = None, advantage: Tensor | None = None
-) -> LogProbs:
-    """LogProbs whose probabilities are not known yet."""
-    return LogProbs(
-        student=student,
-        teacher=teacher,
-        student_probs=student.exp(),
-        teacher_probs=teacher.exp(),
-        old=old,
-        advantage=advantage,
-    )
 
 
 Terms = tuple[Tensor, Tensor]
@@ -59,11 +52,7 @@ Terms = tuple[Tensor, Tensor]
 
 
 class Parameters(Protocol):
-    """What a divergence reads of its `spec.Term`."""
-
-    @property
-    def beta(self) -> float | None:
-        """Weight of the teacher in the mixture of jsd."""
+    """What a divergence of the sampled token reads of its `spec.Term`."""
 
     @property
     def estimator(self) -> str | None:
@@ -82,43 +71,37 @@ class Parameters(Protocol):
         """Of a policy gradient."""
 
 
-def forward_kl(log_probs: LogProbs, _: Parameters) -> Terms:
+def forward_kl(student: Tensor, teacher: Tensor, student_prob: Tensor, teacher_prob: Tensor, beta: float) -> Terms:
     """KL(teacher || student): p_T (log p_T - log p_S). Source: TRD, arXiv 2606.08432; GKD, arXiv 2306.13649."""
-    terms = log_probs.teacher.sub_(log_probs.student).mul_(log_probs.teacher_probs)
-    return terms, log_probs.teacher_probs.neg_()
+    return teacher_prob * (teacher - student), -teacher_prob
 
 
-def reverse_kl(log_probs: LogProbs, _: Parameters) -> Terms:
+def reverse_kl(student: Tensor, teacher: Tensor, student_prob: Tensor, teacher_prob: Tensor, beta: float) -> Terms:
     """KL(student || teacher): p_S (log p_S - log p_T). Source: Fu et al., arXiv 2603.25562."""
-    terms = log_probs.teacher.neg_().add_(log_probs.student).mul_(log_probs.student_probs)
-    return terms, torch.add(terms, log_probs.student_probs, out=log_probs.teacher_probs)
+    terms = student_prob * (student - teacher)
+    return terms, terms + student_prob
 
 
-def jsd(log_probs: LogProbs, term: Parameters) -> Terms:
+def jsd(student: Tensor, teacher: Tensor, student_prob: Tensor, teacher_prob: Tensor, beta: float) -> Terms:
     """Generalised Jensen-Shannon divergence: beta KL(T || M) + (1 - beta) KL(S || M), M = (1 - beta) S + beta T.
 
-    By definition, beta = 0 is the forward KL and beta = 1 the reverse KL (both formulas would give 0 there). The
-    derivatives of the mixture cancel, which leaves (1 - beta) p_S (log p_S - log M).
+    By definition, beta = 0 is the forward KL and beta = 1 the reverse KL (both formulas would give 0 there:
+    `distribution_divergence` chooses). The derivatives of the mixture cancel, which leaves
+    (1 - beta) p_S (log p_S - log M).
 
     Source: GKD, arXiv 2306.13649, Eq. 1, in the convention of TRL and OPSD.
     """
-    beta = term.beta
-    assert beta is not None, "Term refuses a jsd without beta"
-    if beta in (0.0, 1.0):
-        return forward_kl(log_probs, term) if beta == 0.0 else reverse_kl(log_probs, term)
-    mixture = (log_probs.student_probs * (1 - beta)).add_(log_probs.teacher_probs, alpha=beta)
-    log_mixture = mixture.log_().clamp_(min=LOG_ZERO)
-    terms = log_probs.teacher.sub_(log_mixture).mul_(log_probs.teacher_probs).mul_(beta)
-    derivative = log_mixture.neg_().add_(log_probs.student).mul_(log_probs.student_probs).mul_(1 - beta)
-    return terms.add_(derivative), derivative
+    log_mixture = at_least(log((1 - beta) * student_prob + beta * teacher_prob), LOG_ZERO)
+    derivative = (1 - beta) * student_prob * (student - log_mixture)
+    return beta * teacher_prob * (teacher - log_mixture) + derivative, derivative
 
 
-def cross_entropy(log_probs: LogProbs, _: Parameters) -> Terms:
+def cross_entropy(log_probs: SampledLogProbs, _: Parameters) -> Terms:
     """Hard labels: -log p_S of the sampled token."""
     return -log_probs.student, -torch.ones_like(log_probs.student)
 
 
-def sampled_kl(log_probs: LogProbs, term: Parameters) -> Terms:
+def sampled_kl(log_probs: SampledLogProbs, term: Parameters) -> Terms:
     """Estimators of KL(student || teacher) from one sampled token y, with a = log p_T(y) - log p_S(y).
 
         k1: policy gradient with the advantage A = log p_T(y) - log p_old(y), held fixed, and PPO's clip:
@@ -140,7 +123,7 @@ def sampled_kl(log_probs: LogProbs, term: Parameters) -> Terms:
     return excess - bounded, torch.where(log_ratio == bounded, -excess, 0)
 
 
-def policy_gradient(log_probs: LogProbs, term: Parameters) -> Terms:
+def policy_gradient(log_probs: SampledLogProbs, term: Parameters) -> Terms:
     """The k1 of `sampled_kl` with an advantage that the caller brings, for example from a task reward.
 
     Source: PPO's clipped objective as GRPO uses it, DeepSeekMath, arXiv 2402.03300, Eq. 3; dual clip: at a negative
@@ -150,7 +133,7 @@ def policy_gradient(log_probs: LogProbs, term: Parameters) -> Terms:
     return _clipped_gradient(log_probs, term, advantage=log_probs.advantage)
 
 
-def _clipped_gradient(log_probs: LogProbs, term: Parameters, *, advantage: Tensor) -> Terms:
+def _clipped_gradient(log_probs: SampledLogProbs, term: Parameters, *, advantage: Tensor) -> Terms:
     old = log_probs.student if log_probs.old is None else log_probs.old
     ratio = (log_probs.student - old).exp()
     terms = -ratio * advantage
@@ -164,16 +147,34 @@ def _clipped_gradient(log_probs: LogProbs, term: Parameters, *, advantage: Tenso
     return torch.minimum(values, limit), torch.where(values <= limit, derivatives, 0)
 
 
-Divergence = Callable[[LogProbs, Parameters], Terms]
+DistributionDivergence = Callable[[Tensor, Tensor, Tensor, Tensor, float], Terms]
+"""Of (log p_S, log p_T, p_S, p_T, beta), all [n, E] but beta; beta is 0 where a term has none."""
 
-DISTRIBUTION_DIVERGENCES: dict[str, Divergence] = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd}
+SampledDivergence = Callable[[SampledLogProbs, Parameters], Terms]
+
+DISTRIBUTION_DIVERGENCES: dict[str, DistributionDivergence] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": jsd,
+}
 """Compare two distributions on a support."""
 
-SAMPLED_DIVERGENCES: dict[str, Divergence] = {
+DERIVATIVE_SUMS: dict[str, float] = {"forward_kl": -1.0}
+"""What the derivatives of all tokens add up to, where that is known without a look at them: it spares a GPU one reading
+of the logits."""
+
+SAMPLED_DIVERGENCES: dict[str, SampledDivergence] = {
     "cross_entropy": cross_entropy,
     "sampled_kl": sampled_kl,
     "policy_gradient": policy_gradient,
 }
 """See only the sampled token (support `sampled`)."""
 
-DIVERGENCES = DISTRIBUTION_DIVERGENCES | SAMPLED_DIVERGENCES
+DIVERGENCES: dict[str, Callable[..., Terms]] = DISTRIBUTION_DIVERGENCES | SAMPLED_DIVERGENCES
+
+
+def distribution_divergence(divergence: str, beta: float | None) -> str:
+    """Name of the divergence that is computed: a jsd at the ends of beta is a KL."""
+    if divergence == "jsd" and beta in (0.0, 1.0):
+        return "forward_kl" if beta == 0.0 else "reverse_kl"
+    return divergence

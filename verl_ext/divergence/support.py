@@ -1,47 +1,57 @@
 """Supports and their tails: on which events a divergence looks, and how its derivative gets back to the logits.
 
-Everything works on a block of positions that fits the cache (on a GPU: keeps it busy): log-probabilities [n, V] of the
-student and perhaps of the teacher. A support turns them into log-probabilities [n, E] of events; what a divergence
-says about the events comes back as a derivative by the student's log-probabilities, dense [n, V] or at ids [n, K].
+A support turns the log-probabilities of a block of positions into those [n, E] of events; what a divergence says about
+the events comes back as a derivative by the student's log-probabilities, of all tokens [n, V] or at ids [n, K]. Who
+holds the log-probabilities of all tokens, and how, is the block's affair (whole_block.py, kernel_block.py).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from verl_ext.divergence.pointwise import LOG_ZERO, LogProbs, log_probs_of
+from verl_ext.divergence.pointwise import (
+    DISTRIBUTION_DIVERGENCES,
+    LOG_ZERO,
+    SAMPLED_DIVERGENCES,
+    SampledLogProbs,
+    distribution_divergence,
+)
 from verl_ext.divergence.spec import Term, TopK
+from verl_ext.divergence.token_weight import clip_entries
 
 TAIL_RESOLUTION = 8 * torch.finfo(torch.float32).eps
 """What float32 log-probabilities of a top-k leave below this is no knowledge of the tail, but rounding."""
 
-PIECE = 128
-"""Entries of a row whose maximum is taken at once, before anything is searched."""
 
+class Side(Protocol):
+    """The student, or the teacher, at a block of positions."""
 
-@dataclass(kw_only=True)
-class Softmax:
-    """log_probs [n, V], probs [n, V] and argmax [n] of a block; tops remembers what `top` found."""
+    @property
+    def argmax(self) -> Tensor:
+        """The most probable token [n]."""
 
-    log_probs: Tensor
-    probs: Tensor
-    argmax: Tensor
-    tops: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    def at(self, ids: Tensor) -> Tensor:
+        """Log-probabilities [n, E] at ids [n, E]."""
 
     def entropy(self) -> Tensor:
         """[n], nats."""
-        if self.probs.device.type != "cpu":
-            return -torch.linalg.vecdot(self.probs, self.log_probs)
-        # On a CPU, vecdot writes all products down before it sums them.
-        return -torch.stack([torch.dot(*row) for row in zip(self.probs, self.log_probs, strict=True)])
 
     def top(self, top_k: int) -> tuple[Tensor, Tensor]:
         """ids and log-probs [n, k] of the most probable tokens."""
-        if top_k not in self.tops:
-            self.tops[top_k] = _top(self.log_probs, top_k)
-        return self.tops[top_k]
+
+    def outside(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Log of the probability outside `ids` [n, 1], and what the block's `add_outside` takes with it."""
+
+
+Pull = Callable[[Tensor], None]
+"""Sends a derivative, or a factor [n] of what is to be sent, back to the logits."""
+
+Measured = tuple[Tensor, Pull]
+"""Values [n] of a term, and the way back: `pull(scale)` [n] adds scale * d(value) to the block's gradient. The values
+stand for certain only after the block's `write_gradient`, or where the term has a position clip."""
 
 
 @dataclass(kw_only=True)
@@ -49,18 +59,29 @@ class Block:
     """A block of positions, and the derivative by the student's log-probabilities that its terms have left so far.
 
     `teacher` is None where the teacher is a `top_k` or nobody. ids, old_log_probs and advantages are
-    [n, 1]. The last term may overwrite the teacher's tensors.
+    [n, 1]; num_tokens is the size of the vocabulary.
     """
 
-    student: Softmax
-    teacher: Softmax | None
+    num_tokens: int
+    student: Side
+    teacher: Side | None
     top_k: TopK | None
     ids: Tensor | None
     old_log_probs: Tensor | None
-    advantages: Tensor | None = None
-    is_last_term: bool = False
-    dense: Tensor | None = None
+    advantages: Tensor | None
     sparse: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def full(self, term: Term) -> Measured:
+        """Every token is an event."""
+        raise NotImplementedError
+
+    def add_outside(self, outside: Tensor, derivative: Tensor) -> None:
+        """Add a derivative [n, 1] by the log-probability of what a `Side.outside` found."""
+        raise NotImplementedError
+
+    def write_gradient(self, out: Tensor) -> None:
+        """Send all derivatives through the softmax: out [n, V] becomes the gradient by the logits."""
+        raise NotImplementedError
 
     def teacher_top(self, top_k: int | None) -> tuple[Tensor, Tensor]:
         """ids and log-probs [n, k] of the teacher's most probable tokens; all that a `TopK` has for None."""
@@ -73,121 +94,59 @@ class Block:
         top = self.top_k.log_probs.topk(top_k, -1)
         return self.top_k.ids.gather(-1, top.indices), top.values
 
-    def add_dense(self, derivative: Tensor) -> None:
-        """Add d / d(student log-probability) of every token; takes the tensor over."""
-        self.dense = derivative if self.dense is None else self.dense.add_(derivative)
 
-    def logits_gradient(self, out: Tensor) -> None:
-        """Send the derivative through the softmax: derivative - p_S * its sum. Overwrites the student's probs."""
-        total = torch.zeros_like(self.student.probs[:, :1])
-        for _, derivative in self.sparse:
-            total += derivative.sum(-1, keepdim=True)
-        if self.dense is not None:
-            total += self.dense.sum(-1, keepdim=True)
-        torch.mul(self.student.probs, -total, out=out)
-        if self.dense is not None:
-            out.add_(self.dense)
-        for ids, derivative in self.sparse:
-            out.scatter_add_(-1, ids, derivative)
+def measure(
+    term: Term, *, student: Tensor, teacher: Tensor, pull: Pull, probs: tuple[Tensor, Tensor] | None = None
+) -> Measured:
+    """A divergence of two distributions on events: log-probabilities [n, E], and probabilities if they are known.
 
-
-@dataclass(frozen=True, kw_only=True)
-class Events:
-    """What a divergence sees, and the way back: `pull` adds the derivative [n, E] by the events to the block."""
-
-    log_probs: LogProbs
-    pull: Callable[[Tensor], None]
-
-
-def softmax_in_place(logits: Tensor, *, probs: Tensor) -> Softmax:
-    """Softmax of finite rows; their memory becomes the log-probabilities, that of `probs` the probabilities.
-
-    The log-sum-exp is subtracted in two parts: rounding one number of size 10 would shift all log-probabilities of a
-    row alike, and that error, unlike those of single entries, does not average out.
+    `pull` takes the derivative [n, E] by the student's log-probabilities of the events.
     """
-    highest, argmax = _highest(logits)
-    torch.sub(logits, highest, out=probs).exp_()
-    total = probs.sum(-1, keepdim=True)
-    probs.mul_(total.reciprocal())
-    exact = highest.double() + total.double().log()
-    rounded = exact.to(logits.dtype)
-    logits.sub_(rounded).sub_((exact - rounded).to(logits.dtype))
-    return Softmax(log_probs=logits, probs=probs, argmax=argmax)
+    divergence = DISTRIBUTION_DIVERGENCES[distribution_divergence(term.divergence, term.beta)]
+    student_prob, teacher_prob = probs or (student.exp(), teacher.exp())
+    return _clipped(divergence(student, teacher, student_prob, teacher_prob, term.beta or 0.0), term, pull)
 
 
-def _top(rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """Positions and values [n, k] of the k largest, largest first, searched in the k pieces with the largest maxima.
-
-    No other piece can hold one of them: k pieces have an entry as large as its maximum.
-    """
-    width = rows.shape[-1] // PIECE * PIECE
-    if top_k * PIECE >= width:
-        values, positions = rows.topk(top_k, -1)
-        return positions, values
-    pieces = rows[:, :width].unflatten(-1, (-1, PIECE))
-    chosen = pieces.amax(-1).topk(top_k, -1, sorted=False).indices
-    inside = pieces.gather(1, chosen.unsqueeze(-1).expand(-1, -1, PIECE)).flatten(1)
-    values, where = torch.cat([inside, rows[:, width:]], -1).topk(top_k, -1)
-    piece = chosen.gather(-1, (where // PIECE).clamp(max=top_k - 1))
-    beyond = width + where - inside.shape[-1]
-    return torch.where(where < inside.shape[-1], piece * PIECE + where % PIECE, beyond), values
+def _clipped(measured: tuple[Tensor, Tensor], term: Term, pull: Pull) -> Measured:
+    terms, derivatives = measured
+    if term.entry_clip is not None:
+        clip_entries(terms=terms, derivatives=derivatives, maximum=term.entry_clip)
+    return terms.sum(-1), lambda scale: pull(derivatives.mul_(scale.unsqueeze(-1)))
 
 
-def _highest(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum [n, 1] and its position [n]. Maxima are fast, searching positions is not: search in one piece."""
-    width = rows.shape[-1] // PIECE * PIECE
-    if width == 0:
-        highest, position = rows.max(-1, keepdim=True)
-        return highest, position.squeeze(-1)
-    pieces = rows[:, :width].unflatten(-1, (-1, PIECE))
-    highest, piece = pieces.amax(-1).max(-1, keepdim=True)
-    inside = pieces[torch.arange(len(rows), device=rows.device), piece.squeeze(-1)].argmax(-1)
-    position = piece.squeeze(-1) * PIECE + inside
-    if width == rows.shape[-1]:
-        return highest, position
-    last, where = rows[:, width:].max(-1, keepdim=True)
-    position = torch.where((last > highest).squeeze(-1), width + where.squeeze(-1), position)
-    return torch.maximum(highest, last), position
-
-
-def full(block: Block, _: Term) -> Events:
+def full(block: Block, term: Term) -> Measured:
     """Every token is an event."""
-    student, teacher = block.student, block.teacher
-    assert teacher is not None, "check_fit refuses full support without the teacher's vocabulary"
-    keep = (lambda tensor: tensor) if block.is_last_term else Tensor.clone
-    log_probs = LogProbs(
-        student=student.log_probs,
-        teacher=keep(teacher.log_probs),
-        student_probs=student.probs,
-        teacher_probs=keep(teacher.probs),
-    )
-    return Events(log_probs=log_probs, pull=block.add_dense)
+    return block.full(term)
 
 
-def sampled(block: Block, _: Term) -> Events:
+def sampled(block: Block, term: Term) -> Measured:
     """The sampled token is the only event. Without a teacher (hard labels) its log-probability counts as 0."""
     assert block.ids is not None, "check_fit refuses sampled support without ids"
-    student = block.student.log_probs.gather(-1, block.ids)
-    teacher = torch.zeros_like(student) if block.teacher is None else block.teacher.log_probs.gather(-1, block.ids)
-    log_probs = log_probs_of(student=student, teacher=teacher, old=block.old_log_probs, advantage=block.advantages)
-    return Events(log_probs=log_probs, pull=lambda derivative: _add_sparse(block, block.ids, derivative))
+    student, ids = block.student.at(block.ids), block.ids
+    teacher = torch.zeros_like(student) if block.teacher is None else block.teacher.at(block.ids)
+    log_probs = SampledLogProbs(
+        student=student, teacher=teacher, old=block.old_log_probs, advantage=block.advantages
+    )
+    found = SAMPLED_DIVERGENCES[term.divergence](log_probs, term)
+    return _clipped(found, term, lambda derivative: block.sparse.append((ids, derivative)))
 
 
-def teacher_topk(block: Block, term: Term) -> Events:
+def teacher_topk(block: Block, term: Term) -> Measured:
     """The teacher's most probable tokens, and what the tail makes of the rest."""
     ids, log_probs = block.teacher_top(term.top_k)
-    return _with_tail(block, term, ids, log_probs.to(block.student.log_probs).clamp(min=LOG_ZERO))
+    student = block.student.at(ids)
+    return _with_tail(block, term, ids=ids, student=student, teacher=log_probs.to(student).clamp(min=LOG_ZERO))
 
 
-def student_topk(block: Block, term: Term) -> Events:
+def student_topk(block: Block, term: Term) -> Measured:
     """The student's most probable tokens, and what the tail makes of the rest."""
     assert block.teacher is not None, "check_fit refuses student_topk without the teacher's vocabulary"
     assert term.top_k is not None, "check_fit asks for top_k"
-    ids, _ = block.student.top(term.top_k)
-    return _with_tail(block, term, ids, block.teacher.log_probs.gather(-1, ids))
+    ids, student = block.student.top(term.top_k)
+    return _with_tail(block, term, ids=ids, student=student, teacher=block.teacher.at(ids))
 
 
-SUPPORTS: dict[str, Callable[[Block, Term], Events]] = {
+SUPPORTS: dict[str, Callable[[Block, Term], Measured]] = {
     "full": full,
     "teacher_topk": teacher_topk,
     "student_topk": student_topk,
@@ -195,53 +154,42 @@ SUPPORTS: dict[str, Callable[[Block, Term], Events]] = {
 }
 
 
-def _with_tail(block: Block, term: Term, ids: Tensor, teacher: Tensor) -> Events:
-    student = block.student.log_probs.gather(-1, ids)
-    if term.tail == "bucket" and ids.shape[-1] < block.student.log_probs.shape[-1]:
-        return _with_bucket(block, ids, student, teacher)
+def _with_tail(block: Block, term: Term, *, ids: Tensor, student: Tensor, teacher: Tensor) -> Measured:
+    def add_sparse(derivative: Tensor) -> None:
+        block.sparse.append((ids, derivative))
+
+    if term.tail == "bucket" and ids.shape[-1] < block.num_tokens:
+        return _with_bucket(block, term, ids=ids, student=student, teacher=teacher)
     if term.tail in ("renormalize", "renormalize_teacher"):
         teacher = teacher.log_softmax(-1)
     if term.tail != "renormalize":
-        log_probs = log_probs_of(student=student, teacher=teacher)
-        return Events(log_probs=log_probs, pull=lambda derivative: _add_sparse(block, ids, derivative))
+        return measure(term, student=student, teacher=teacher, pull=add_sparse)
 
     student = student.log_softmax(-1)
 
     def pull(derivative: Tensor) -> None:
-        _add_sparse(block, ids, derivative - student.exp() * derivative.sum(-1, keepdim=True))
+        add_sparse(derivative - student.exp() * derivative.sum(-1, keepdim=True))
 
-    return Events(log_probs=log_probs_of(student=student, teacher=teacher), pull=pull)
+    return measure(term, student=student, teacher=teacher, pull=pull)
 
 
-def _with_bucket(block: Block, ids: Tensor, student: Tensor, teacher: Tensor) -> Events:
+def _with_bucket(block: Block, term: Term, *, ids: Tensor, student: Tensor, teacher: Tensor) -> Measured:
     """The rest of the vocabulary as one more event, its probability a sum over its own tokens: nothing cancels."""
-    student_rest, spread = _outside(block.student, ids)
+    student_rest, outside = block.student.outside(ids)
     if block.teacher is not None:
-        teacher_rest, _ = _outside(block.teacher, ids)
+        teacher_rest, _ = block.teacher.outside(ids)
     else:
         rest = 1 - teacher.double().exp().sum(-1, keepdim=True)
         unknown = student_rest.clamp(max=torch.log(torch.tensor(TAIL_RESOLUTION)).item())
         teacher_rest = torch.where(rest > TAIL_RESOLUTION, rest.clamp_min(TAIL_RESOLUTION).log().to(teacher), unknown)
 
     def pull(derivative: Tensor) -> None:
-        _add_sparse(block, ids, derivative[:, :-1])
-        block.add_dense(spread.mul_(derivative[:, -1:]))
+        block.sparse.append((ids, derivative[:, :-1]))
+        block.add_outside(outside, derivative[:, -1:])
 
-    log_probs = log_probs_of(
-        student=torch.cat([student, student_rest], -1), teacher=torch.cat([teacher, teacher_rest], -1)
+    return measure(
+        term,
+        student=torch.cat([student, student_rest], -1),
+        teacher=torch.cat([teacher, teacher_rest], -1),
+        pull=pull,
     )
-    return Events(log_probs=log_probs, pull=pull)
-
-
-def _outside(softmax: Softmax, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Log of the probability outside `ids` [n, 1], and how it is spread over the tokens [n, V], 0 at the ids."""
-    spread = softmax.log_probs.scatter(-1, ids, LOG_ZERO)
-    highest = spread.amax(-1, keepdim=True)
-    spread.sub_(highest).exp_()
-    total = spread.sum(-1, keepdim=True)
-    return highest + total.log(), spread.div_(total)
-
-
-def _add_sparse(block: Block, ids: Tensor | None, derivative: Tensor) -> None:
-    assert ids is not None, "a sparse derivative has ids"
-    block.sparse.append((ids, derivative))

@@ -8,6 +8,8 @@ import torch
 
 from verl_ext.divergence import Head, Objective, Term, Tokens, TopK, head, linear, linear_divergence, support
 
+pytestmark = pytest.mark.usefixtures("way")
+
 V, D_STUDENT, D_TEACHER = 50, 12, 20
 FULL = [
     {"divergence": "forward_kl"},
@@ -476,7 +478,8 @@ def test_no_row_is_as_wide_as_the_batch(make_world, monkeypatch):
     monkeypatch.setattr(linear, "raw_logits", spy)
     monkeypatch.setitem(linear.CHUNK_BYTES, "cpu", 10 * 2 * V * 4)
     step(make_world(64), [slice(None)])
-    assert max(sizes) == (10, V)
+    assert {width for _, width in sizes} == {V}
+    assert max(num_positions for num_positions, _ in sizes) in (6, 10)  # one buffer more, or not
     assert support.TAIL_RESOLUTION < 1e-6
 
 

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from verl_ext.divergence import Head, Objective, Term, Tokens, linear_divergence
 
+pytestmark = pytest.mark.usefixtures("way")
+
 V, D_STUDENT = 50, 12
 
 

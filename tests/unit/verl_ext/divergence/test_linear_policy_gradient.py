@@ -7,6 +7,8 @@ import torch
 
 from verl_ext.divergence import Head, Objective, Term, Tokens, linear_divergence
 
+pytestmark = pytest.mark.usefixtures("way")
+
 N, V, D = 24, 40, 12
 CLIPS = [
     {},

@@ -7,6 +7,8 @@ import torch
 
 from verl_ext.divergence import Head, Objective, Term, Tokens, linear_divergence
 
+pytestmark = pytest.mark.usefixtures("way")
+
 N, V, D_STUDENT, D_TEACHER = 16, 50, 12, 20
 SWAPPED = (3, 41)
 TERMS = [
