@@ -5,11 +5,14 @@ of a divergence and the gradient by the student's logits. The divergences are th
 they stand. Everything is computed in float32, the normaliser's last step in float64.
 """
 
+import ast
 import inspect
+import linecache
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from types import FunctionType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -172,11 +175,19 @@ def compiled(divergence: str) -> Any:
 
 @cache
 def _compile(function: Callable[..., Any]) -> Any:
-    # The same code with Triton's meaning of the names that it uses.
-    names = {**vars(inspect.getmodule(function) or pointwise), **NAMES}
-    copy = FunctionType(function.__code__, names, function.__name__)
-    copy.__module__ = function.__module__
-    return triton.jit(copy)
+    # The same source without annotations, which mean nothing in a kernel, and with Triton's meaning of the names in it.
+    # Triton looks for the source where Python says it is, so it is left where debuggers look for generated code.
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    definition = tree.body[0]
+    assert isinstance(definition, ast.FunctionDef), "a divergence is a plain function"
+    definition.returns = None
+    for argument in definition.args.args:
+        argument.annotation = None
+    source, file = ast.unparse(tree), f"<kernel of {function.__qualname__}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    names: dict[str, Any] = {"__name__": __name__, **NAMES}
+    exec(compile(source, file, "exec"), names)
+    return triton.jit(names[definition.name])
 
 
 def _lanes(num_tokens: int) -> int:
@@ -200,10 +211,8 @@ def _where(condition, yes, no):
 
 _LOG_ZERO = tl.constexpr(pointwise.LOG_ZERO)
 
-NAMES = MappingProxyType(
-    {"tl": tl, "log": _log, "where": _where, "at_least": _at_least, "LOG_ZERO": _LOG_ZERO}  # tl: for the interpreter
-)
-"""What the names of a divergence mean in a kernel."""
+NAMES = MappingProxyType({"log": _log, "where": _where, "at_least": _at_least, "LOG_ZERO": _LOG_ZERO, "tl": tl})
+"""What the names of a divergence mean in a kernel (`tl` is for the interpreter)."""
 
 
 @triton.jit
