@@ -23,7 +23,9 @@ case "$TARGET" in
             --no-emit-find-links --no-emit-index-url "${COMMON[@]}"
         ;;
     gpu)
-        uv pip compile --python-version 3.12 --python-platform x86_64-manylinux_2_31 "${COMMON[@]}"
+        # flash-attn has no wheel on PyPI for this torch: scripts/install_gpu.sh tries others, and nothing needs it.
+        uv pip compile --python-version 3.12 --python-platform x86_64-manylinux_2_31 \
+            --no-emit-package flash-attn "${COMMON[@]}"
         ;;
     *)
         echo "unknown target $TARGET: cpu or gpu" >&2

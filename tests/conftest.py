@@ -10,12 +10,13 @@ os.environ.setdefault("VERL_PLATFORM", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# Triton decides when it is imported whether its own functions are compiled or interpreted. Here they are interpreted, on
-# a CPU; processes that a test starts decide for themselves.
+# Triton decides when it is imported whether its own functions are compiled or interpreted. Here they are interpreted,
+# on a CPU; processes that a test starts decide for themselves.
 os.environ["TRITON_INTERPRET"] = "1"
-import triton  # noqa: E402
+import triton
 
 del os.environ["TRITON_INTERPRET"]
+triton.knobs.propagate_env = False
 triton.knobs.runtime.interpret = True
 
 CHATML = (

@@ -6,6 +6,7 @@ module, because Ray's workers import it too (PYTHONPATH).
 
 import os
 import sys
+from pathlib import Path
 
 import ray
 import torch
@@ -64,6 +65,7 @@ def main(which: str, run_dir: str, overrides: list[str]) -> None:
     with initialize_config_dir(str(CONFIG_DIR), version_base=None):
         config = compose("trd_trainer", overrides=[*overrides, f"trainer.default_local_dir={run_dir}"])
     checks.check(config)
+    Path(run_dir).mkdir(parents=True, exist_ok=True)
     OmegaConf.resolve(config)
     with open_dict(config):
         config.foreign = which

@@ -110,5 +110,5 @@ def test_the_whole_run_is_killed_and_its_newest_checkpoint_damaged(faulty):
     faulty.wait_for_steps(1)
     first = min(int(line.split()[1].split("/")[0]) for line in faulty.text().splitlines() if line.startswith("step "))
     assert first == step
-    faulty.run.process.send_signal(signal.SIGINT)
-    assert faulty.run.wait() == 130
+    faulty.run.process.send_signal(signal.SIGTERM)
+    assert faulty.run.wait() == 75

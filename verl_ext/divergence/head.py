@@ -23,8 +23,8 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
 
 def raw_logits(*, hidden: Tensor, weight: Tensor, out: Tensor) -> None:
     """out [c, V] = hidden [c, d] @ weight [V, d]^T."""
-    as_it_is = out.is_cuda and hidden.dtype == weight.dtype
-    for tile in _tiles(weight, weight.dtype if as_it_is else out.dtype):
+    on_tensor_cores = out.is_cuda and hidden.dtype == weight.dtype
+    for tile in _tiles(weight, weight.dtype if on_tensor_cores else out.dtype):
         _multiply(hidden, weight[tile].t(), out=out[:, tile])
 
 
@@ -70,7 +70,8 @@ def hidden_gradient(*, gradient: Tensor, weight: Tensor, dtype: torch.dtype) -> 
 
 def weight_gradient(*, gradient: Tensor, hidden: Tensor, out: Tensor, accumulate: bool) -> None:
     """out [V, d] = gradient [c, V]^T @ hidden [c, d], or += with `accumulate`, summed in out's type."""
-    for tile in _tiles(out, hidden.dtype if hidden.dtype == gradient.dtype else out.dtype):
+    # Beside a hidden state of its own type nothing is converted; else piece by piece.
+    for tile in _tiles(out, out.dtype if hidden.dtype == gradient.dtype else hidden.dtype):
         _multiply(gradient[:, tile].t(), hidden, out=out[tile], accumulate=accumulate)
 
 

@@ -46,7 +46,7 @@ class LogitSide:
     def top(self, top_k: int) -> tuple[Tensor, Tensor]:
         """ids and log-probs [n, k] of the most probable tokens."""
         if top_k not in self.tops:
-            ids, logits = largest(self.logits, top_k)
+            ids, logits = largest(self.logits, top_k, self.normaliser.maxima)
             self.tops[top_k] = ids, _minus(logits, self.normaliser)
         return self.tops[top_k]
 

@@ -26,10 +26,14 @@ from verl_ext.divergence.spec import Head, Objective, Tokens, TopK, check_fit
 from verl_ext.divergence.support import Block
 from verl_ext.divergence.whole_block import WholeBlock
 
-CHUNK_BYTES = {"cpu": 206 << 20, "cuda": 1152 << 20}
-"""Memory of the [chunk, V] buffers together; changes memory and speed, not numbers. On a CPU, matrix products slow down
-with fewer positions: for a vocabulary of 151,936, 177 fit, or 355 beside a top-k. On a GPU each chunk also reads and
-writes the head's gradient once: 768 fit, or 1280."""
+CHUNK_BYTES = {"cpu": 206 << 20, "cuda": 600 << 20}
+"""Memory of the logits [chunk, V] of both sides together; changes memory and speed, not numbers. On a CPU, matrix
+products slow down with fewer positions: for a vocabulary of 151,936, 177 fit, or 355 beside a top-k; on a GPU 512, or
+1024."""
+
+GRADIENT_BYTES = 450 << 20
+"""On a GPU, memory of d(loss)/d(logits) of the chunks that are multiplied together: each time the float32 gradient of
+the head is read and written once."""
 
 CHUNK_STEP = {"cpu": 16, "cuda": 128}
 """Positions of a chunk are a multiple of this: the tiles of a product."""
@@ -138,12 +142,20 @@ class _LinearDivergence(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the gradients of linear_divergence were formed for one backward pass and are gone")
         gradients, ctx.gradients = ctx.gradients, None
-        if scale.device.type != "cpu" or scale.item() != 1:
-            for gradient in gradients:
-                if gradient is not None:
-                    # Not rounded to a bfloat16 gradient's type first: that would shift all positions alike.
-                    gradient.mul_(scale)
+        for gradient in gradients:
+            if gradient is not None:
+                _scale(gradient, scale)
         return *gradients, None
+
+
+def _scale(gradient: Tensor, scale: Tensor) -> None:
+    """gradient *= scale, which is not rounded to a bfloat16 gradient's type: that would shift all positions alike."""
+    if gradient.is_cuda and gradient.dtype != torch.float64:
+        from verl_ext.divergence.kernels import scale_in_place
+
+        scale_in_place(gradient, scale.float())
+    elif gradient.is_cuda or scale.item() != 1:
+        gradient.mul_(scale)
 
 
 def _all_chunks(job: _Job, needs_gradient: tuple[bool, ...]) -> tuple[Tensor, _Gradients]:
@@ -155,16 +167,9 @@ def _all_chunks(job: _Job, needs_gradient: tuple[bool, ...]) -> tuple[Tensor, _G
     outputs = torch.zeros(len(names), len(student.hidden), dtype=dtype, device=student.hidden.device)
     gradients = _no_gradients(job, needs_gradient, dtype, num_positions=len(positions))
 
-    chunk_gradient = _gradient_with_kernels if uses_kernels(student) else _gradient_in_place
-    buffers = _new_buffers(job, num_positions=len(positions), separate=uses_kernels(student))
-    for index, chunk in enumerate(positions.split(len(buffers.logits[0])) if len(positions) > 0 else ()):
-        logits = buffers.logits[:, : len(chunk)]
-        raw_logits(hidden=student.hidden[chunk], weight=student.weight[: job.num_tokens], out=logits[0])
-        if isinstance(teacher, Head):
-            raw_logits(hidden=teacher.hidden[chunk], weight=teacher.weight[: job.num_tokens], out=logits[1])
-        gradient = buffers.gradient[: len(chunk)]
-        outputs[:, chunk] = chunk_gradient(job, chunk, logits, gradient)
-        _collect(job, chunk, gradient, gradients, is_first=index == 0)
+    if len(positions) > 0:
+        form_gradients = _with_kernels if uses_kernels(student) else _in_place
+        form_gradients(job, positions, outputs, gradients)
     return outputs, _Gradients(
         hidden=gradients.hidden,
         weight=None if gradients.weight is None else gradients.weight.to(student.weight.dtype),
@@ -179,24 +184,46 @@ def uses_kernels(student: Head) -> bool:
     return student.hidden.is_cuda and dtype == torch.float32 and student.soft_cap is None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Buffers:
-    """logits [sides, c, V] of a chunk, and d(loss)/d(raw student logits) [c, V]."""
+def _with_kernels(job: _Job, positions: Tensor, outputs: Tensor, gradients: _Gradients) -> None:
+    """Chunk by chunk with the Triton kernels, into a buffer of d(loss)/d(raw logits) that holds a group of chunks."""
+    logits = _new_logits(job, num_positions=len(positions))
+    dtype = gradient_dtype(job.student)
+    group_size = _even_positions(len(positions), GRADIENT_BYTES // (job.num_tokens * dtype.itemsize), step=128)
+    buffer = logits.new_empty((group_size, job.num_tokens), dtype=dtype)
+    for index, group in enumerate(positions.split(group_size)):
+        start = 0
+        for chunk in group.split(logits.shape[1]):
+            rows = _raw_logits(job, chunk, logits)
+            outputs[:, chunk] = _gradient_with_kernels(job, chunk, rows, buffer[start : start + len(chunk)])
+            start += len(chunk)
+        _collect(job, group, buffer[:start], gradients, is_first=index == 0)
 
-    logits: Tensor
-    gradient: Tensor
+
+def _in_place(job: _Job, positions: Tensor, outputs: Tensor, gradients: _Gradients) -> None:
+    """Chunk by chunk on any device; d(loss)/d(raw logits) takes the place of the student's logits."""
+    logits = _new_logits(job, num_positions=len(positions))
+    for index, chunk in enumerate(positions.split(logits.shape[1])):
+        rows = _raw_logits(job, chunk, logits)
+        outputs[:, chunk] = _gradient_in_place(job, chunk, rows)
+        _collect(job, chunk, rows[0], gradients, is_first=index == 0)
 
 
-def _new_buffers(job: _Job, *, num_positions: int, separate: bool) -> _Buffers:
-    """Of as many positions as the budget allows; a gradient that is not `separate` takes the logits' place."""
+def _new_logits(job: _Job, *, num_positions: int) -> Tensor:
+    """Memory [sides, c, V] for the logits of a chunk of as many positions as the budget allows."""
     student, num_sides = job.student, 2 if isinstance(job.teacher, Head) else 1
-    dtype = working_dtype(student.hidden, student.weight)
-    token_bytes = num_sides * dtype.itemsize + separate * gradient_dtype(student).itemsize
-    size = _chunk_positions(num_positions, token_bytes * job.num_tokens, _kind(student.hidden))
-    logits = student.hidden.new_empty((num_sides, size, job.num_tokens), dtype=dtype)
-    if separate:
-        return _Buffers(logits=logits, gradient=torch.empty_like(logits[0], dtype=gradient_dtype(student)))
-    return _Buffers(logits=logits, gradient=logits[0])
+    dtype, kind = working_dtype(student.hidden, student.weight), _kind(student.hidden)
+    most = CHUNK_BYTES[kind] // (num_sides * job.num_tokens * dtype.itemsize)
+    size = _even_positions(num_positions, most, step=CHUNK_STEP[kind])
+    return student.hidden.new_empty((num_sides, size, job.num_tokens), dtype=dtype)
+
+
+def _raw_logits(job: _Job, chunk: Tensor, buffers: Tensor) -> Tensor:
+    """Raw logits [sides, c, V] of a chunk, in the memory of `buffers`."""
+    logits = buffers[:, : len(chunk)]
+    for side, out in zip((job.student, job.teacher), logits, strict=False):
+        assert isinstance(side, Head), "a teacher that is a top-k has no logits"
+        raw_logits(hidden=side.hidden[chunk], weight=side.weight[: job.num_tokens], out=out)
+    return logits
 
 
 def _no_gradients(job: _Job, needs_gradient: tuple[bool, ...], dtype: torch.dtype, *, num_positions: int) -> _Gradients:
@@ -243,8 +270,8 @@ def _gradient_with_kernels(job: _Job, chunk: Tensor, logits: Tensor, gradient: T
     return _evaluate(job, block, chunk, gradient)
 
 
-def _gradient_in_place(job: _Job, chunk: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
-    """Outputs [names, c] of a chunk; its raw student logits, the memory of `gradient`, become d(loss)/d(raw logits)."""
+def _gradient_in_place(job: _Job, chunk: Tensor, logits: Tensor) -> Tensor:
+    """Outputs [names, c] of a chunk; its raw student logits, logits[0], become d(loss)/d(raw logits)."""
     size = max(1, BLOCK_BYTES[_kind(logits)] // (logits.shape[-1] * logits.itemsize))
     parts = []
     probs = torch.empty_like(logits[:, :size])
@@ -259,10 +286,9 @@ def _gradient_in_place(job: _Job, chunk: Tensor, logits: Tensor, gradient: Tenso
             teacher=softmax_in_place(rows[1], probs=probs[1, : len(positions)]) if len(logits) > 1 else None,
             **_given(job, positions),
         )
-        out = gradient[start : start + size]
-        parts.append(_evaluate(job, block, positions, out))
+        parts.append(_evaluate(job, block, positions, rows[0]))
         if slope is not None:
-            out.mul_(slope)
+            rows[0].mul_(slope)
     return torch.cat(parts, -1)
 
 
@@ -281,16 +307,14 @@ def _evaluate(job: _Job, block: Block, positions: Tensor, gradient: Tensor) -> T
     """Outputs [names, n] of a block; `gradient` [n, V] becomes that by its finished logits."""
     weights = job.tokens.weights[positions].to(working_dtype(job.student.hidden, job.student.weight))
     top_k = diagnostic_top_k(job.objective, job.teacher)
-    return torch.stack(
-        evaluate_block(block, objective=job.objective, weights=weights, top_k=top_k, gradient=gradient)
-    )
+    return torch.stack(evaluate_block(block, objective=job.objective, weights=weights, top_k=top_k, gradient=gradient))
 
 
-def _chunk_positions(num_positions: int, position_bytes: int, kind: str) -> int:
-    """Positions of a chunk: what the budget allows, evened out over the number of chunks that it makes, in steps."""
-    most, step = max(1, CHUNK_BYTES[kind] // position_bytes), CHUNK_STEP[kind]
-    num_chunks = max(1, -(-num_positions // most))
-    even = max(1, -(-num_positions // num_chunks))
+def _even_positions(num_positions: int, most: int, *, step: int) -> int:
+    """Size of equal parts of the positions, at most `most` each and where possible a multiple of `step`."""
+    most = max(1, most // step * step or most)
+    num_parts = max(1, -(-num_positions // most))
+    even = max(1, -(-num_positions // num_parts))
     return min(most, -(-even // step) * step, max(1, num_positions))
 
 

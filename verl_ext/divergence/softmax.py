@@ -62,17 +62,19 @@ def softmax_in_place(logits: Tensor, *, probs: Tensor) -> Softmax:
     return Softmax(log_probs=logits, probs=probs, argmax=argmax)
 
 
-def largest(rows: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def largest(rows: Tensor, top_k: int, maxima: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Positions and values [n, k] of the k largest, largest first, searched in the k pieces with the largest maxima.
 
-    No other piece can hold one of them: k pieces have an entry as large as its maximum.
+    No other piece can hold one of them: k pieces have an entry as large as its maximum. `maxima` [n, V // PIECE] are
+    those of the whole pieces, where somebody has them already.
     """
     width = rows.shape[-1] // PIECE * PIECE
     if top_k * PIECE >= width:
         values, positions = rows.topk(top_k, -1)
         return positions, values
     pieces = rows[:, :width].unflatten(-1, (-1, PIECE))
-    chosen = pieces.amax(-1).topk(top_k, -1, sorted=False).indices
+    maxima = pieces.amax(-1) if maxima is None else maxima
+    chosen = maxima.topk(top_k, -1, sorted=False).indices
     inside = pieces.gather(1, chosen.unsqueeze(-1).expand(-1, -1, PIECE)).flatten(1)
     values, where = torch.cat([inside, rows[:, width:]], -1).topk(top_k, -1)
     piece = chosen.gather(-1, (where // PIECE).clamp(max=top_k - 1))

@@ -7,7 +7,7 @@ holds the log-probabilities of all tokens, and how, is the block's affair (whole
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class Side(Protocol):
     def top(self, top_k: int) -> tuple[Tensor, Tensor]:
         """ids and log-probs [n, k] of the most probable tokens."""
 
-    def outside(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def outside(self, ids: Tensor) -> tuple[Tensor, Any]:
         """Log of the probability outside `ids` [n, 1], and what the block's `add_outside` takes with it."""
 
 
@@ -75,7 +75,7 @@ class Block:
         """Every token is an event."""
         raise NotImplementedError
 
-    def add_outside(self, outside: Tensor, derivative: Tensor) -> None:
+    def add_outside(self, outside: Any, derivative: Tensor) -> None:
         """Add a derivative [n, 1] by the log-probability of what a `Side.outside` found."""
         raise NotImplementedError
 
@@ -124,9 +124,7 @@ def sampled(block: Block, term: Term) -> Measured:
     assert block.ids is not None, "check_fit refuses sampled support without ids"
     student, ids = block.student.at(block.ids), block.ids
     teacher = torch.zeros_like(student) if block.teacher is None else block.teacher.at(block.ids)
-    log_probs = SampledLogProbs(
-        student=student, teacher=teacher, old=block.old_log_probs, advantage=block.advantages
-    )
+    log_probs = SampledLogProbs(student=student, teacher=teacher, old=block.old_log_probs, advantage=block.advantages)
     found = SAMPLED_DIVERGENCES[term.divergence](log_probs, term)
     return _clipped(found, term, lambda derivative: block.sparse.append((ids, derivative)))
 

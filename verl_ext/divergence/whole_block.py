@@ -1,4 +1,4 @@
-"""A block of positions whose log-probabilities are written down, for any device and type (a GPU has kernel_block.py)."""
+"""A block of positions whose log-probabilities are written down, on any device, in any type (kernel_block.py: GPUs)."""
 
 from dataclasses import dataclass
 

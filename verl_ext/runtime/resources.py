@@ -19,7 +19,8 @@ def required(config: DictConfig) -> dict[str, float]:
         "GPU" and "CPU", logical units.
     """
     gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
-    if OmegaConf.select(config, "distillation.enabled"):
+    # Some runs put the teacher's servers on the trainer's GPUs.
+    if OmegaConf.select(config, "distillation.enabled") and not OmegaConf.select(config, "trd.shared_gpus"):
         gpus += config.distillation.nnodes * config.distillation.n_gpus_per_node
     reward_model = config.reward.reward_model
     if reward_model.enable and reward_model.enable_resource_pool:

@@ -50,6 +50,8 @@ class TrdConfig(BaseConfig):
     objective: ObjectiveConfig
     preflight: PreflightConfig
     faults: FaultsConfig
+    shared_gpus: bool
+    """The teacher's servers stand on the GPUs of the trainer and of the student's servers, not on GPUs of their own."""
     poll_interval_s: float
     """How often the trainer asks whether all samples of a step are there, s."""
     server_gap_warn: float | None

@@ -13,7 +13,7 @@ from recipe.trd.config.schema import TrdConfig
 from recipe.trd.config.teacher_plan import Holder, TeacherPlan
 from recipe.trd.plan import architectures
 from recipe.trd.plan.architectures import Architecture
-from verl_ext.divergence.linear import CHUNK_BYTES
+from verl_ext.divergence.linear import CHUNK_BYTES, GRADIENT_BYTES
 from verl_ext.runtime import resources
 
 GIB = 2**30
@@ -108,7 +108,7 @@ def update_extras(config: DictConfig, student: Architecture) -> dict[str, float]
     if config.trd.upstream:
         parts["logits"] = LOGITS_COPIES * 2 * tokens * student.vocab_size
     else:
-        parts["logits"] = CHUNK_BYTES["cuda"]
+        parts["logits"] = CHUNK_BYTES["cuda"] + GRADIENT_BYTES
         parts["gradient of the head"] = 4 * student.vocab_size * student.hidden_size
     if _holds_teacher(config):
         parts["teacher's pass"] = _teacher_pass(config, tokens)
@@ -282,11 +282,19 @@ def student_phases(config: DictConfig, student: Architecture, gpu_gib: float) ->
         shard = {"teacher": _teacher_shard(config) / GIB}
         states |= shard
         resident |= {} if config.trd.teacher.engine.offload else shard
-    share = {"vLLM": rollout.gpu_memory_utilization * gpu_gib}
+    servers = {"vLLM": rollout}
+    if config.trd.shared_gpus:
+        servers["teacher's vLLM"] = config.distillation.teacher_models.teacher_model.inference
+    shares = {name: server.gpu_memory_utilization * gpu_gib for name, server in servers.items()}
+    awake = {name: shares[name] for name, server in servers.items() if not _sleeps(server)}
     # Offloaded states come back for the update.
-    update = context | states | update_extras(config, student)
-    sleeps = rollout.enable_sleep_mode and rollout.free_cache_engine
-    return {"rollout": Gpu(context | resident | share), "update": Gpu(update if sleeps else update | share)}
+    update = context | states | update_extras(config, student) | awake
+    return {"rollout": Gpu(context | resident | shares), "update": Gpu(update)}
+
+
+def _sleeps(server: DictConfig) -> bool:
+    """Whether a server gives its memory to the update."""
+    return bool(server.enable_sleep_mode and server.free_cache_engine)
 
 
 def _teacher(config: DictConfig, gpu_gib: float) -> tuple[list[str], list[str], int]:
@@ -303,11 +311,13 @@ def _teacher(config: DictConfig, gpu_gib: float) -> tuple[list[str], list[str], 
         longest=teacher_longest(config),
         gpu_gib=gpu_gib,
     )
+    lines = [f"teacher  {node.model_path}, {shape.num_parameters / 1e9:.2f}B parameters"]
+    if config.trd.shared_gpus:
+        return [*lines, "  GPUs      the student's", f"  server    {served}"], problems, 0
     memory = Gpu({"vLLM": node.inference.gpu_memory_utilization * gpu_gib, "CUDA": CONTEXT_GIB})
     if memory.total > gpu_gib:
         problems.append(f"teacher's GPUs: {memory}: lower its gpu_memory_utilization")
-    lines = [
-        f"teacher  {node.model_path}, {shape.num_parameters / 1e9:.2f}B parameters",
+    lines += [
         f"  GPUs      {pool.nnodes} x {pool.n_gpus_per_node}, its own",
         f"  server    {served}",
         f"  always    {memory}",

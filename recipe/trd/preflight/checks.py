@@ -18,6 +18,7 @@ from verl.utils.config import omega_conf_to_dataclass, validate_config
 from recipe.trd.config.axes import Weights
 from recipe.trd.config.schema import TrdConfig
 from recipe.trd.preflight import (
+    attention,
     batches,
     context_room,
     data_files,
@@ -26,6 +27,7 @@ from recipe.trd.preflight import (
     model_pair,
     reward_call,
     sequence_lengths,
+    shared_gpus,
     student_server,
     surroundings,
     thinking,
@@ -171,6 +173,7 @@ def _samples(setup: Setup) -> None:
 CHECKS: dict[str, Callable[[Setup], None]] = {
     "unused_keys": lambda setup: unused_keys.check(setup.config, setup.trd),
     "values": lambda setup: values.check(setup.config),
+    "attention": lambda setup: attention.choose(setup.config),
     "objective": _objective,
     "agent_loop": lambda setup: verl_keys.check_agent_loop(setup.config, setup.trd),
     "sampling": lambda setup: verl_keys.check_sampling(setup.config, setup.trd),
@@ -181,6 +184,7 @@ CHECKS: dict[str, Callable[[Setup], None]] = {
     "run_folder": lambda setup: surroundings.check_run_folder(setup.config),
     "checkpoint": lambda setup: surroundings.check_resume(setup.config),
     "sockets": lambda setup: surroundings.shorten_socket_paths(),
+    "shared_gpus": lambda setup: shared_gpus.check(setup.config),
     "devices": lambda setup: surroundings.check_devices(setup.config),
     "student_thinking": lambda setup: thinking.set_for_student(setup.config, setup.trd, setup.student.tokenizer),
     "student_server": _student_server,
@@ -200,7 +204,7 @@ CHECKS: dict[str, Callable[[Setup], None]] = {
 }
 """Every check by the name that `trd.preflight.skip` knows it by, in order."""
 
-FILL_IN = ("student_thinking", "student_server")
+FILL_IN = ("attention", "student_thinking", "student_server")
 """Checks that also fill in what the run needs, so that they cannot be left out."""
 
 REFUSALS = (ValueError, OSError, AssertionError, NotImplementedError, OmegaConfBaseException)

@@ -26,6 +26,7 @@ from recipe.trd.training import (
 )
 from recipe.trd.training.checkpointing import SafeCheckpoints
 from recipe.trd.training.server_gap import ServerWatch
+from recipe.trd.training.shared_gpus import SharedGpus
 from recipe.trd.training.worker import PROBE_TOKENS, TrdWorker
 from verl_ext.engine.probe import Probe
 from verl_ext.runtime.console import show
@@ -33,12 +34,12 @@ from verl_ext.server.patient_client import PatientClient, is_gone
 
 
 @register_trainer("upstream")
-class UpstreamTrainer(Reporting, SafeCheckpoints, PPOTrainerSync):
+class UpstreamTrainer(Reporting, SafeCheckpoints, SharedGpus, PPOTrainerSync):
     """verl's own trainer, reported on: `grpo` and `opd`."""
 
 
 @register_trainer("trd")
-class TrdTrainer(Reporting, SafeCheckpoints, PPOTrainerSync):
+class TrdTrainer(Reporting, SafeCheckpoints, SharedGpus, PPOTrainerSync):
     """Every method whose loss is `recipe.trd.training.loss`."""
 
     def _init_resource_pool_mgr(self) -> None:

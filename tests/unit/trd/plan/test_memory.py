@@ -131,7 +131,7 @@ def test_verls_own_losses_hold_the_logits_of_a_micro_batch(seven):
     opd = composed("method=opd", "model=qwen2_5_7b", "data=math", "cluster=gpu", *LENGTHS)
     upstream = memory.update_extras(opd, student)
     assert upstream["logits"] == pytest.approx(2 * 2 * 24576 * 152064 / GIB)
-    assert memory.update_extras(seven, student)["logits"] < 1
+    assert memory.update_extras(seven, student)["logits"] < 1.1
 
 
 def test_servers_by_hand(seven):
@@ -201,3 +201,19 @@ def test_a_student_that_teaches_itself_is_held_again_unless_its_weights_can_be_s
         assert "teacher" not in parts
         assert ("average" in parts) is ("trd.teacher.weights=ema" in shared)
     assert parts["average"] == pytest.approx(1_720_574_976 * 4 / 4 / GIB)
+
+
+def test_one_card_for_everything():
+    """The shares of both servers stand beside the trainer in the rollout; those that sleep are free in the update."""
+    shared = composed("method=trd_opd", "model=qwen3_1_7b", "data=math", "cluster=gpu_shared")
+    plan = memory.make(changed(shared), gpu_gib=80)
+    assert plan.problems == []
+    assert "  GPUs      the student's" in plan.lines
+    assert any(line.startswith("in all     1 GPUs") for line in plan.lines)
+    student = KNOWN["Qwen/Qwen3-1.7B"]
+    phases = memory.student_phases(changed(shared), student, 80)
+    assert phases["rollout"].parts["vLLM"] == pytest.approx(0.3 * 80)
+    assert phases["rollout"].parts["teacher's vLLM"] == pytest.approx(0.4 * 80)
+    assert not {"vLLM", "teacher's vLLM"} & set(phases["update"].parts)
+    awake = changed(shared, distillation__teacher_models__teacher_model__inference__free_cache_engine=False)
+    assert memory.student_phases(awake, student, 80)["update"].parts["teacher's vLLM"] == pytest.approx(0.4 * 80)

@@ -1,4 +1,4 @@
-"""The two ways to a divergence: log-probabilities written down, and the Triton kernels of a GPU in Triton's interpreter."""
+"""The two ways to a divergence: log-probabilities written down, and a GPU's kernels in Triton's interpreter."""
 
 import pytest
 import torch
