@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-TIMEOUT_S = 280
+TIMEOUT_S = 400
+"""Of a part; the first start on a machine reads some gigabytes of packages."""
 
 
 @dataclass
@@ -97,30 +98,30 @@ EAGER_TEACHER = "distillation.teacher_models.teacher_model.inference.enforce_eag
 
 
 def train(folder: Path) -> str:
-    """Forty steps of trd_opd on one card: the student learns, and its server says what the trainer says."""
-    steps = ["trainer.total_training_steps=40", "trainer.test_freq=40", "trainer.save_freq=40"]
+    """Thirty steps of trd_opd on one card: the student learns, and its server says what the trainer says."""
+    steps = ["trainer.total_training_steps=30", "trainer.test_freq=30", "trainer.save_freq=30"]
     metrics = _train(folder, "train", ["method=trd_opd", *TINY, EAGER_TEACHER, *steps])
     scores = [value for line in metrics for key, value in line.items() if key.startswith("val-core/") and "acc" in key]
     gaps = [line["trd/server_trainer_gap/mean"] for line in metrics if "trd/server_trainer_gap/mean" in line]
     if len(scores) < 2 or not scores[-1] > scores[0]:
-        raise Failed(f"held-out accuracy went from {scores[:1]} to {scores[-1:]} in 40 steps")
+        raise Failed(f"held-out accuracy went from {scores[:1]} to {scores[-1:]} in 30 steps")
     if not gaps or max(gaps) > 0.2:
         raise Failed(f"server and trainer differ by {max(gaps, default=None)} nats")
     seconds = sorted(line["timing_s/step"] for line in metrics if "timing_s/step" in line)
     return (
-        f"accuracy {scores[0]:.3f} -> {scores[-1]:.3f} in 40 steps, median step {seconds[len(seconds) // 2]:.2f} s, "
+        f"accuracy {scores[0]:.3f} -> {scores[-1]:.3f} in 30 steps, median step {seconds[len(seconds) // 2]:.2f} s, "
         f"server and trainer {max(gaps):.3f} nats apart"
     )
 
 
 def resume(folder: Path) -> str:
     """The run of `train` goes on from its checkpoint."""
-    steps = ["trainer.total_training_steps=42", "trainer.test_freq=-1", "trainer.val_before_train=false"]
+    steps = ["trainer.total_training_steps=32", "trainer.test_freq=-1", "trainer.val_before_train=false"]
     metrics = _train(folder, "train", ["method=trd_opd", *TINY, EAGER_TEACHER, *steps], log="resume")
     done = [line["training/global_step"] for line in metrics if "training/global_step" in line]
-    if done[-2:] != [41, 42]:
+    if done[-2:] != [31, 32]:
         raise Failed(f"steps {done[-3:]}")
-    return "steps 41 and 42 after the checkpoint of step 40"
+    return "steps 31 and 32 after the checkpoint of step 30"
 
 
 def lora(folder: Path) -> str:

@@ -30,6 +30,9 @@ COMMON = [
     "trainer.logger=[file]",
     "actor_rollout_ref.actor.optim.lr=1e-4",
     "trd.teacher.engine.dtype=fp32",
+    # Trainer and both servers on one logical accelerator, and packed sequences, as on one card without flash-attn.
+    *("trd.shared_gpus=true", "ray_kwargs.ray_init.num_gpus=1", "actor_rollout_ref.model.use_remove_padding=true"),
+    "actor_rollout_ref.model.override_config.attn_implementation=packed",
     # One list for all methods, in which not all of it acts; one rollout a prompt is enough here.
     "trd.preflight.skip=[unused_keys,groups]",
 ]
