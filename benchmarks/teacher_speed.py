@@ -4,8 +4,8 @@
     python benchmarks/teacher_speed.py --random 1536 28 --requests 256 --out teacher.json       # GPU, 1.8B parameters
 
 One vLLM engine, requests of the kind that the teacher's server makes (flat log-probs, no detokenisation, one final
-output), all at once, responses of a fixed length. Both kinds take turns; the first turn of each warms up. Top-k log-probs
-are unpacked into arrays as the server does it.
+output), all at once, responses of a fixed length. Both kinds take turns; the first turn of each warms up. Top-k
+log-probs are unpacked into arrays as the server does it.
 """
 
 import argparse

@@ -104,6 +104,15 @@ _EXTENDED = (
         },
     ),
     (
+        _TRAINER,
+        "recipe.trd.training.shared_gpus.SharedGpus",
+        {
+            "_init_resource_pool_mgr": "puts the teacher into the trainer's pool",
+            "on_sample_end": "sends the teacher's servers to sleep, too",
+            "on_step_end": "wakes them",
+        },
+    ),
+    (
         _WORKER,
         "recipe.trd.training.worker.TrdWorker",
         {
@@ -413,6 +422,14 @@ ATTRIBUTES = {
         Attribute(f"{_TRAINER}._dump_executor", "writes the dump beside the training"),
         Attribute("verl.trainer.ppo.utils.Role.ActorRollout", "uses our worker"),
         Attribute("verl.trainer.ppo.utils.Role.ActorRolloutRef", "uses our worker"),
+    ),
+    "recipe/trd/training/shared_gpus.py": (
+        Attribute("verl.trainer.ppo.utils.Role.TeacherModel", "joins the trainer's resource pool"),
+        Attribute("verl.trainer.ppo.utils.Role.ActorRollout", "has that pool"),
+        Attribute("verl.trainer.ppo.utils.Role.ActorRolloutRef", "has that pool"),
+        Attribute("verl.trainer.ppo.utils.Role.Actor", "has that pool"),
+        Attribute(f"{_TRAINER}.resource_pool_manager", "which role has which pool"),
+        Attribute(f"{_TRAINER}.teacher_model_manager", "the teacher's servers"),
     ),
     "recipe/trd/training/agent_loop.py": (
         Attribute(f"{_AGENT_WORKER}.config", "reads the trd node"),

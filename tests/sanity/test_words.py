@@ -29,6 +29,7 @@ ALLOWED = {
     ("recipe/trd/oprd/fit_config.py", "rows"): "rows of a matrix; a key that users know",
     ("configs/fit_bridge.yaml", "rows"): "rows of a matrix; a key that users know",
     ("verl_ext/divergence/head.py", "rows"): "rows of the head's matrix, one for each token of the vocabulary",
+    ("verl_ext/divergence/softmax.py", "rows"): "rows of any matrix that is searched",
     ("verl_ext/runtime/weight_files.py", "rows"): "rows of weight matrices",
 }
 """A forbidden word in files with this beginning, to the reason why it is the right one there."""

@@ -1,9 +1,9 @@
 """verl's vLLM server, and beside its own answers the top-k log-probs of what it generates or of what it is shown.
 
 verl asks vLLM for one log-prob a generated token and unpacks prompt log-probs from dictionaries. Here they are flat
-arrays without detokenisation: top-k of generated tokens is then as cheap as generation alone, so a teacher that
-writes y_r has scored it as well. With `logprobs_mode=raw_logprobs` they are the model's own distribution at
-temperature 1, whatever temperature, top-p or top-k the tokens were drawn with.
+arrays without detokenisation: a teacher that writes y_r has scored it as well, without a second pass
+(benchmarks/teacher_speed.py measures what the top-k costs it). With `logprobs_mode=raw_logprobs` they are the model's
+own distribution at temperature 1, whatever temperature, top-p or top-k the tokens were drawn with.
 
 Where the student trains adapters (LoRA), these answers of its server come from the base weights, which are the student
 at step 0, or from the average of the adapter: no other server is needed.

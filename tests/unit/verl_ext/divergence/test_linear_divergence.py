@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from verl_ext.divergence import Head, Objective, Term, Tokens, TopK, head, linear, linear_divergence, support
+from verl_ext.divergence import Head, Objective, Term, Tokens, TopK, head, linear, linear_divergence
 
 pytestmark = pytest.mark.usefixtures("way")
 
@@ -478,9 +478,7 @@ def test_no_row_is_as_wide_as_the_batch(make_world, monkeypatch):
     monkeypatch.setattr(linear, "raw_logits", spy)
     monkeypatch.setitem(linear.CHUNK_BYTES, "cpu", 10 * 2 * V * 4)
     step(make_world(64), [slice(None)])
-    assert {width for _, width in sizes} == {V}
-    assert max(num_positions for num_positions, _ in sizes) == 10
-    assert support.TAIL_RESOLUTION < 1e-6
+    assert max(sizes) == (10, V)
 
 
 @pytest.mark.parametrize("gap", [-100.0, -20.5, 20.5, 100.0])

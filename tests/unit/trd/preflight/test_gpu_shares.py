@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from recipe.trd.preflight import shared_gpus
+from recipe.trd.preflight import gpu_shares
 
 
 def config_of(*, shared=True, enabled=True, teacher_gpus=1, shares=(0.3, 0.4), device="cuda"):
@@ -33,7 +33,7 @@ def config_of(*, shared=True, enabled=True, teacher_gpus=1, shares=(0.3, 0.4), d
     ],
 )
 def test_what_can_work_is_not_refused(changes):
-    shared_gpus.check(config_of(**changes))
+    gpu_shares.check(config_of(**changes))
 
 
 @pytest.mark.parametrize(
@@ -45,4 +45,4 @@ def test_what_can_work_is_not_refused(changes):
 )
 def test_what_cannot_work_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        shared_gpus.check(config_of(**changes))
+        gpu_shares.check(config_of(**changes))
