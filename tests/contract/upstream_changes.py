@@ -87,8 +87,8 @@ GOES_WHEN = {
     "recipe/trd/reports/reporting.py": "verl calls hooks at the start, after each step and after a validation.",
     "recipe/trd/training/trainer.py": "verl takes the worker's class from the configuration, skips the pass for old "
     "log-probs where no loss reads them, and has hooks for metrics and dumps.",
-    "recipe/trd/training/shared_gpus.py": "verl puts a teacher into a resource pool by name, and its servers sleep with "
-    "the student's.",
+    "recipe/trd/training/shared_gpus.py": "verl puts a teacher into a resource pool by name, and its servers sleep "
+    "with the student's.",
     "recipe/trd/training/worker.py": "verl builds a loss from a name in the configuration and lets it add fields to a "
     "batch.",
     "verl_ext/engine/worker.py": "verl takes the engine's class by name and saves what an engine adds to a checkpoint.",
