@@ -35,11 +35,11 @@ def evaluate_block(
     block.write_gradient(gradient)
     token_loss = torch.zeros_like(weights)
     outputs = []
-    for term, (values, clipped, gate) in zip(objective.terms, evaluated, strict=True):
+    for term, (values, gate) in zip(objective.terms, evaluated, strict=True):
         outputs.append(values)
         counted = values
-        if term.position_clip is not None and clipped is not None:
-            counted = values.clamp(max=term.position_clip)
+        if term.position_clip is not None:
+            counted, clipped = clip_positions(values=values, maximum=term.position_clip)
             outputs.append(clipped)
         if gate is not None:
             outputs.append(gate)
@@ -50,10 +50,10 @@ def evaluate_block(
 
 def _evaluate_term(
     block: Block, term: Term, weights: Tensor, teacher_entropy: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Values, where they were clipped, and the gate, all [n]; the gradient of the term goes to the block."""
+) -> tuple[Tensor, Tensor | None]:
+    """Values before the clip of positions, and the gate, both [n]; the gradient of the term goes to the block."""
     values, pull = SUPPORTS[term.support](block, term)
-    scale, clipped, gate = term.coef * weights, None, None
+    scale, gate = term.coef * weights, None
     if term.position_clip is not None:
         _, clipped = clip_positions(values=values, maximum=term.position_clip)
         scale = scale * (1 - clipped)
@@ -62,7 +62,7 @@ def _evaluate_term(
         gate = entropy_gate(teacher_entropy=teacher_entropy, threshold=term.entropy_above)
         scale = scale * gate
     pull(scale)
-    return values, clipped, gate
+    return values, gate
 
 
 def _teacher_entropy(block: Block, dtype: torch.dtype) -> Tensor | None:
